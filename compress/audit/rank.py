@@ -1,0 +1,65 @@
+"""The rank of a matrix, measured."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RankMeasurement:
+    """Measures of rank of one m × n matrix with singular values σ_1 ≥ σ_2 ≥ …
+
+    Attributes:
+        numerical: singular values above `tolerance`.
+        tolerance: max(noise_floor, max(m, n)·ε·σ_1), ε of the matrix's own type.
+        paper: singular values above ε·σ_1 (Baker et al. 2024, eq. 4), which counts roundoff too.
+        stable: ‖G‖_F² / σ_1²; 0 for a zero matrix.
+        effective: exp of the entropy of σ / Σσ; 0 for a zero matrix.
+        energy99: the fewest singular values that hold 99 % of Σσ².
+        singular_values: all of them, descending, float64 on the CPU.
+    """
+
+    numerical: int
+    tolerance: float
+    paper: int
+    stable: float
+    effective: float
+    energy99: int
+    singular_values: Tensor
+
+
+def measure_rank(matrix: Tensor, *, noise_floor: float = 0.0) -> RankMeasurement:
+    """Measure the rank of a matrix, decomposed in float64.
+
+    Args:
+        matrix: m × n, finite; ε is that of its own type, since that is the noise it carries.
+        noise_floor: absolute size below which a singular value is known to be roundoff, such as
+            ε·‖A‖·‖Δ‖ for a product ΔᵀA, which cancellation can make large beside σ_1.
+
+    Raises:
+        ValueError: not two axes, or an entry that is NaN or infinite.
+    """
+    if matrix.dim() != 2:
+        raise ValueError(f"measure_rank takes a matrix of two axes, got shape {tuple(matrix.shape)}")
+    if not bool(torch.isfinite(matrix).all()):
+        raise ValueError("measure_rank takes finite matrices, this one holds NaN or infinity")
+    singular_values = torch.linalg.svdvals(matrix.detach().to("cpu", torch.float64))
+    epsilon = torch.finfo(matrix.dtype).eps
+    largest = float(singular_values[0]) if len(singular_values) else 0.0
+    tolerance = max(noise_floor, max(matrix.shape) * epsilon * largest)
+    if largest == 0.0:
+        return RankMeasurement(0, tolerance, 0, 0.0, 0.0, 0, singular_values)
+    energy = singular_values.square()
+    shares = singular_values / singular_values.sum()
+    entropy = -float(torch.special.xlogy(shares, shares).sum())
+    held = energy.cumsum(0) / energy.sum()
+    return RankMeasurement(
+        numerical=int((singular_values > tolerance).sum()),
+        tolerance=tolerance,
+        paper=int((singular_values > epsilon * largest).sum()),
+        stable=float(energy.sum() / energy[0]),
+        effective=float(torch.tensor(entropy).exp()),
+        energy99=min(int((held < 0.99).sum()) + 1, len(singular_values)),
+        singular_values=singular_values,
+    )

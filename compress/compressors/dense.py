@@ -1,0 +1,20 @@
+"""Dense: the gradient itself, averaged by one all-reduce."""
+
+import math
+from typing import Literal
+
+from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing
+
+
+class Dense(Compressor):
+    """No compression: what DistributedDataParallel does by itself."""
+
+    kind: Literal["dense"] = "dense"
+
+    def fit(self, sizing: Sizing) -> Fit:
+        payload = Payload(AllReduceMean, math.prod(sizing.matrix.shape))
+        return Fit((payload,), rank=min(sizing.matrix.matrix), lossless=True, reason="sent as it is")
+
+    def rounds(self, matrix: Matrix) -> Rounds:
+        mean = yield AllReduceMean(matrix.gradients[matrix.info.name])
+        return {matrix.info.name: mean}

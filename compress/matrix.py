@@ -1,0 +1,39 @@
+"""The matrix view: how a parameter is seen as an m × n matrix, and how it is named."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (m, n): the first axis, and the product of all the others.
+
+    A convolution kernel (C_out, C_in, k, k) is C_out × (C_in·k·k).
+
+    Raises:
+        ValueError: the shape has fewer than two axes.
+    """
+    if len(shape) < 2:
+        raise ValueError(f"a matrix view needs two or more axes, got shape {tuple(shape)}")
+    return int(shape[0]), math.prod(int(size) for size in shape[1:])
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """View a contiguous tensor of two or more axes as its m × n matrix, without a copy."""
+    return tensor.view(matrix_shape(tensor.shape))
+
+
+def canonical_name(name: str) -> str:
+    """Drop the prefixes that DistributedDataParallel and torch.compile put before names."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def named_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name, parameter) for every parameter of two or more axes, as `named_parameters()` orders them."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:
+            yield name, parameter

@@ -1,0 +1,40 @@
+"""Names and mappings of a study file, read into compressors and policies."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Spec(BaseModel):
+    """A frozen, typed setting with a `kind`; unknown keys are refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def parse(spec: str | Mapping[str, Any] | S, kinds: Mapping[str, type[S]], what: str) -> S:
+    """Read a name, a mapping with a `kind`, or an object that is one already.
+
+    Raises:
+        ValueError: the kind is unknown, or a field is unknown or of the wrong type.
+    """
+    if isinstance(spec, Spec):
+        return spec
+    fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    kind = str(fields.get("kind"))
+    if kind not in kinds:
+        near = difflib.get_close_matches(kind, kinds, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what} {kind!r} is unknown; known are {', '.join(sorted(kinds))}{hint}")
+    try:
+        return kinds[kind].model_validate(fields)
+    except ValidationError as error:
+        details = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+        allowed = ", ".join(kinds[kind].model_fields)
+        raise ValueError(f"{what} {kind!r}: {details} (fields: {allowed})") from error
