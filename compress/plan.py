@@ -84,8 +84,9 @@ class Plan(Mapping[str, Assignment]):
 
     @property
     def largest_rank(self) -> int:
-        """The largest rank that any matrix is delivered at."""
-        return max((assignment.rank for assignment in self.matrices), default=1)
+        """The largest rank among compressed matrices; where none is, the largest that any matrix can have."""
+        compressed = [assignment.rank for assignment in self.matrices if assignment.method != "dense"]
+        return max(compressed or [assignment.rank for assignment in self.matrices], default=1)
 
     @property
     def bytes(self) -> int:

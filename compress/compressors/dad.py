@@ -142,7 +142,7 @@ class Capture:
             def keep(adjoint: Tensor) -> None:
                 self._rows[weight].append((A.reshape(-1, A.shape[-1]), adjoint.reshape(-1, adjoint.shape[-1])))
 
-            output.register_hook(keep)  # type: ignore[no-untyped-call]
+            output.register_hook(keep)
 
         return after_forward
 

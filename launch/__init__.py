@@ -1,0 +1,1 @@
+"""The command line: studies run by Ray, tracked by MLflow."""

@@ -1,0 +1,156 @@
+"""Ray: start or join a cluster, and run a group of workers on the cells of one world size."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from launch.board import Board
+from launch.config import ClusterSettings
+from launch.errors import UserError
+from launch.planning import PlannedCell
+from launch.worker import work
+
+POLL_S = 0.2
+GRACE_S = 2.0
+"""How long the board waits for all workers to say why a cell failed."""
+
+
+@contextmanager
+def cluster(settings: ClusterSettings, log: Path) -> Iterator[None]:
+    """Connect to Ray, or start it here; end what was started.
+
+    Args:
+        settings: of the study's first cell.
+        log: file that takes what Ray has to say.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _divert_logs(log)
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    except ConnectionError as error:
+        raise UserError(
+            f"cluster.address: no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or "
+            "leave the address out to start one here"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _divert_logs(log: Path) -> None:
+    """Send Ray's messages to a file instead of the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("ray", "ray.train", "ray.data"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+
+
+def check_resources(settings: ClusterSettings) -> None:
+    """Refuse a group that the cluster can never place.
+
+    Raises:
+        UserError: it has too few CPUs, or too few GPUs for nccl.
+    """
+    resources = ray.cluster_resources()
+    cpus = resources.get("CPU", 0.0)
+    needed = settings.workers * settings.cpus_per_worker
+    if needed > cpus:
+        most = int(cpus // settings.cpus_per_worker)
+        raise UserError(
+            f"cluster.workers: found {settings.workers}; allowed is at most {most}, since the Ray cluster has {cpus:g} "
+            f"CPUs and each worker reserves {settings.cpus_per_worker:g}. Take fewer workers, or lower "
+            "cluster.cpus_per_worker"
+        )
+    if settings.backend == "nccl" and resources.get("GPU", 0.0) < settings.workers:
+        raise UserError(
+            f"cluster.backend: found nccl, which takes one GPU a worker; the Ray cluster has "
+            f"{resources.get('GPU', 0.0):g} GPUs for {settings.workers} workers. Take gloo, or fewer workers"
+        )
+
+
+def choose_backend(settings: ClusterSettings) -> str:
+    """Nccl where every worker has a GPU, else gloo, unless the settings say."""
+    if settings.backend != "auto":
+        return settings.backend
+    return "nccl" if ray.cluster_resources().get("GPU", 0.0) >= settings.workers else "gloo"
+
+
+@dataclass
+class Group:
+    """A worker group at work in the background; iterate over it for the events of its cells."""
+
+    board: Any
+    thread: threading.Thread
+    errors: list[Exception]
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events until all cells are done or the group is lost; see `Board` for their kinds."""
+        while self.thread.is_alive():
+            yield from ray.get(self.board.drain.remote(GRACE_S))
+            time.sleep(POLL_S)
+        yield from ray.get(self.board.drain.remote(0.0))
+        for number in ray.get(self.board.unfinished.remote()):
+            reason = str(self.errors[0]).splitlines()[0] if self.errors else "the worker group ended early"
+            yield {"event": "failed", "cell": number, "message": reason, "traceback": "".join(map(str, self.errors))}
+
+
+def start_group(cells: Sequence[PlannedCell], folder: Path) -> Group:
+    """Start workers for cells of one world size; all cells share their start-up.
+
+    Args:
+        cells: with the same cluster settings.
+        folder: for what Ray Train stores.
+    """
+    settings = cells[0].cell.config.cluster
+    backend = choose_backend(settings)
+    board = ray.remote(Board).options(num_cpus=0).remote([cell.cell.index for cell in cells], settings.workers)
+    trainer = DataParallelTrainer(
+        work,
+        train_loop_config={
+            "board": board,
+            "cells": [ray.put({cell.cell.index: cell for cell in cells})],
+            "backend": backend,
+            "timeout_s": settings.timeout_s,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=backend == "nccl",
+            resources_per_worker={"CPU": settings.cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=f"gradrank-{os.getpid()}-{time.time_ns()}",
+            storage_path=str(folder.absolute()),
+            # Each death costs at most the cell that ran; a group that dies more often than that is sick.
+            failure_config=FailureConfig(max_failures=len(cells)),
+        ),
+    )
+    errors: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001  # told by the driver, cell by cell
+            errors.append(error)
+
+    # Not in the main thread: there Ray Train would take Ctrl-C for itself.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    return Group(board, thread, errors)

@@ -1,0 +1,147 @@
+"""A study's settings: frozen and typed, read from YAML, expanded into cells."""
+
+import hashlib
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compress import COMPRESSORS, POLICIES, AuditSettings, Compressor, NonePolicy, Policy
+from launch.kinds import OneOf
+from models import DATA, MODELS, DataConfig, ModelConfig
+from models.data.dataset import FOLDS
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Frozen, typed settings; unknown keys are refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainSettings(Settings):
+    """One training run.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: samples of a step, over all workers and accumulation steps together.
+        accumulation_steps: backward passes that make up a step.
+        optimizer: stochastic gradient descent or Adam.
+        lr: learning rate.
+        momentum: of stochastic gradient descent.
+        weight_decay: L2 penalty.
+        dtype: of weights and gradients.
+        seed: of weights, order of samples and random factors.
+        fold: which fifth of the data is held out.
+        log_every: steps between records of the training loss.
+        eval_every: steps between evaluations on held-out data; the last step is always followed by one.
+        bucket_mb: size of DDP's gradient buckets in MiB.
+    """
+
+    steps: Count = 300
+    batch_size: Count = 128
+    accumulation_steps: Count = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0)] = 0
+    fold: Annotated[int, Field(ge=0, lt=FOLDS)] = 0
+    log_every: Count = 10
+    eval_every: Count = 100
+    bucket_mb: Annotated[float, Field(gt=0)] = 25.0
+
+
+class ClusterSettings(Settings):
+    """Where workers run.
+
+    Attributes:
+        workers: processes of the data-parallel group; with GPUs one for each.
+        address: of a running Ray cluster (`auto` for this machine's); None starts one here, unless
+            RAY_ADDRESS names one.
+        cpus_per_worker: that Ray reserves for each worker.
+        backend: of torch.distributed; `auto` takes nccl where every worker has a GPU, else gloo.
+        timeout_s: after which a collective that does not end fails its cell.
+    """
+
+    workers: Count = 2
+    address: str | None = None
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+
+
+class TrackingSettings(Settings):
+    """Where results go.
+
+    Attributes:
+        uri: of the MLflow store; None takes MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
+        experiment: of MLflow; None takes the study's name.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+class CellConfig(Settings):
+    """One training run of a study, everything decided."""
+
+    model: Annotated[ModelConfig, OneOf(MODELS, "model")]
+    data: Annotated[DataConfig, OneOf(DATA, "data")]
+    compressor: Annotated[tuple[Compressor, ...], OneOf(COMPRESSORS, "compressor", several=True)]
+    policy: Annotated[Policy, OneOf(POLICIES, "policy")] = NonePolicy()
+    train: TrainSettings = TrainSettings()
+    audit: AuditSettings = AuditSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for compressor in self.compressor:
+            if compressor.ranked and isinstance(self.policy, NonePolicy):
+                raise ValueError(
+                    f"compressor {compressor.kind!r} needs a rank and policy is 'none'; set policy to 'bound' or to "
+                    "{kind: fixed, rank: 4}"
+                )
+        shares = self.cluster.workers * self.train.accumulation_steps
+        if self.train.batch_size % shares:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}, which {self.cluster.workers} workers × "
+                f"{self.train.accumulation_steps} accumulation steps cannot share evenly; take a multiple of {shares}"
+            )
+        return self
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Samples of one worker in one backward pass."""
+        return self.train.batch_size // (self.cluster.workers * self.train.accumulation_steps)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        values: dict[str, Any] = self.model_dump(mode="json", include=set(CellConfig.model_fields))
+        # Fields are declared by their base class; their settings are the chosen kind's.
+        values["model"], values["data"] = self.model.model_dump(mode="json"), self.data.model_dump(mode="json")
+        values["policy"] = self.policy.model_dump(mode="json")
+        values["compressor"] = [compressor.model_dump(mode="json") for compressor in self.compressor]
+        return values
+
+    @property
+    def digest(self) -> str:
+        """A short hash of all settings."""
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class StudyConfig(CellConfig):
+    """A study file: the settings of its cells, and what varies between them."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    tracking: TrackingSettings = TrackingSettings()
+    sweep: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment."""
+        return self.tracking.experiment or self.name

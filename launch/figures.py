@@ -1,0 +1,114 @@
+"""Pictures: how a study's cells compare, and what audits saw in one cell."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+LOSS_FLOOR = 1e-8
+"""Where information losses are cut off on a logarithmic axis: float32 roundoff and exact zeros."""
+
+MARKERS = "osD^vP*X"
+
+
+def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
+    """Quality, information loss and bytes of each cell against the rank it communicated.
+
+    Args:
+        cells: one row a cell, as `report.read_cells` gives them.
+        path: of the picture to write.
+        title: above all.
+    """
+    quality = next((name for name in ("accuracy", "perplexity", "reconstruction_error") if name in cells), "loss")
+    panels = [
+        (quality, f"held-out {quality.replace('_', ' ')}", False),
+        ("information_loss", "information loss  ‖G − Ĝ‖ / ‖G‖", True),
+        ("wire_bytes_per_step", "wire bytes a step and worker", True),
+    ]
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    methods = list(dict.fromkeys(cells["method"]))
+    alphas = sorted(set(cells["alpha"]), reverse=True)
+    for axes, (column, label, logarithmic) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for number, method in enumerate(methods):
+            for alpha, marker in zip(alphas, _cycle(MARKERS, len(alphas)), strict=True):
+                chosen = cells[(cells["method"] == method) & (cells["alpha"] == alpha)]
+                if column not in chosen or chosen.empty:
+                    continue
+                values = chosen[column].clip(lower=LOSS_FLOOR) if column == "information_loss" else chosen[column]
+                axes.scatter(
+                    chosen["rank"],
+                    values,
+                    s=46,
+                    color=colormaps["tab10"](number % 10),
+                    marker=marker,
+                    alpha=0.75,
+                    edgecolors="white",
+                    linewidths=0.6,
+                    label=f"{method}, α = {alpha:g}",
+                )
+        if logarithmic:
+            axes.set_yscale("log")
+        _rank_axis(axes, cells["rank"])
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), fontsize=8, frameon=False
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def audits(rows: pd.DataFrame, path: Path, title: str) -> Path:
+    """Measured rank of each matrix over time beside its bound, and the last audited spectra.
+
+    Args:
+        rows: of `AuditRow`.
+        path: of the picture to write.
+        title: above all.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    over_time, spectra = figure.subplots(1, 2)
+    last = rows["step"].max()
+    names = list(dict.fromkeys(rows["name"]))
+    for number, name in enumerate(names):
+        colour = colormaps["tab10"](number % 10)
+        mine = rows[rows["name"] == name]
+        over_time.plot(mine["step"], mine["measured_rank"], color=colour, marker=".", label=name)
+        bound = mine["bound"].iloc[0]
+        if bound is not None and not math.isnan(bound):
+            over_time.axhline(bound, color=colour, linestyle=":", linewidth=1)
+        values = mine[mine["step"] == last]["singular_values"].iloc[0]
+        relative = [value / values[0] for value in values if values[0] > 0 and value > 1e-20 * values[0]]
+        spectra.semilogy(range(1, len(relative) + 1), relative, color=colour, marker=".", markersize=3, label=name)
+    over_time.set(xlabel="step", ylabel="rank of the mean gradient (dotted: bound)")
+    over_time.set_ylim(bottom=0)
+    spectra.set(xlabel="k", ylabel=f"σₖ / σ₁ at step {last}", xscale="log")
+    for axes in (over_time, spectra):
+        axes.grid(alpha=0.3)
+    if len(names) <= 12:
+        spectra.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _rank_axis(axes: Axes, ranks: Sequence[float]) -> None:
+    """A logarithmic axis of ranks, marked in whole numbers."""
+    axes.set_xscale("log", base=2)
+    lowest, highest = max(1, min(ranks)), max(ranks)
+    powers = range(math.floor(math.log2(lowest)), math.ceil(math.log2(highest)) + 1)
+    ticks = [2**power for power in powers]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
+    axes.set_xlabel("communicated rank (largest in the plan)")
+
+
+def _cycle(symbols: str, count: int) -> list[str]:
+    return [symbols[index % len(symbols)] for index in range(count)]

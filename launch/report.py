@@ -1,0 +1,126 @@
+"""The comparison of a study's cells, read back from MLflow: a table and a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from launch import figures
+from launch.tracking import CellRecord, Store, read_study_record
+
+QUALITY = ("accuracy", "perplexity", "reconstruction_error", "loss")
+"""Held-out measures, in order of preference."""
+
+
+def report(store: Store, experiment: str | None, folder: Path, console: Console) -> Path | None:
+    """Print the newest study of an experiment as a table and draw its figure.
+
+    Returns:
+        The figure's path; None where no cell has finished.
+
+    Raises:
+        UserError: there is no such experiment or no study in it.
+    """
+    study = read_study_record(store, experiment)
+    cells = read_cells(study.cells)
+    if cells.empty:
+        console.print("No cell has finished.")
+        return None
+    summary = summarise(cells)
+    console.print(as_table(summary, title=study.name))
+    title = f"{study.experiment}: {len(cells)} cells"
+    return figures.comparison(cells, folder / study.experiment / "comparison.png", title)
+
+
+def read_cells(records: Sequence[CellRecord]) -> pd.DataFrame:
+    """One row for each finished cell: params as numbers where they are, and summaries without their prefix."""
+    rows = []
+    for record in records:
+        if record.status != "FINISHED":
+            continue
+        row: dict[str, Any] = {key: _number(value) for key, value in record.params.items()}
+        row |= {
+            key.removeprefix("summary/"): value for key, value in record.metrics.items() if key.startswith("summary/")
+        }
+        row["method"] = row["compressor"] if row["policy"] == "none" else f"{row['compressor']} ({row['policy']})"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summarise(cells: pd.DataFrame) -> pd.DataFrame:
+    """Average cells that differ in seed and fold alone; `cells` counts them."""
+    same = ["model", "data", "bottleneck", "sequence_length", "alpha", "world_size", "method", "rank"]
+    numbers = [column for column in cells.select_dtypes("number") if column not in (*same, "seed", "fold")]
+    groups = cells.groupby(same, sort=False, dropna=False)
+    means = groups[numbers].mean()
+    means["bound_violations"] = groups["bound_violations"].sum() if "bound_violations" in cells else float("nan")
+    for quality in QUALITY:
+        if quality in cells:
+            means[f"{quality}_spread"] = groups[quality].max() - groups[quality].min()
+    means["cells"] = groups.size()
+    return means.reset_index()
+
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("alpha", "α", "{:g}"),
+    ("bottleneck", "bottleneck", "{:g}"),
+    ("world_size", "workers", "{:g}"),
+    ("method", "method", "{}"),
+    ("rank", "rank", "{:g}"),
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("perplexity", "perplexity", "{:.2f}"),
+    ("reconstruction_error", "rec. error", "{:.4f}"),
+    ("loss", "loss", "{:.4f}"),
+    ("information_loss", "information loss", "{:.1e}"),
+    ("compression_error", "compression error", "{:.1e}"),
+    ("bytes_per_step", "bytes/step", "{:,.0f}"),
+    ("compression_ratio", "ratio", "{:.2f}×"),
+    ("measured_rank", "measured rank", "{:.0f}"),
+    ("bound", "bound", "{:.0f}"),
+    ("bound_violations", "violations", "{:.0f}"),
+    ("step_time_ms", "step ms", "{:.2f}"),
+    ("cells", "cells", "{:.0f}"),
+)
+"""Columns of the table: key, heading, format."""
+
+
+def formatted(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table as text, without columns that hold nothing."""
+    columns = [column for column in COLUMNS if column[0] in summary and summary[column[0]].notna().any()]
+    body = [
+        [form.format(row[key]) if not _is_missing(row[key]) else "–" for key, _, form in columns]
+        for row in summary.to_dict("records")
+    ]
+    return [heading for _, heading, _ in columns], body
+
+
+def as_table(summary: pd.DataFrame, title: str) -> Table:
+    """The summary as a table for the terminal."""
+    table = Table(title=title, header_style="bold")
+    headings, body = formatted(summary)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(summary: pd.DataFrame) -> str:
+    """The summary as a Markdown table."""
+    headings, body = formatted(summary)
+    alignment = ["---" if heading == "method" else "--:" for heading in headings]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [headings, alignment, *body])
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, float) and value != value
