@@ -14,6 +14,8 @@ from rich.table import Table
 from launch.errors import UserError
 
 USAGE_ERROR = 2
+PIPE_WIDTH = 120
+"""Columns where the output is no terminal, so that tables stay whole in logs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -21,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # torch.export's own deprecations are none of the user's business.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|copyreg")
     options = make_parser().parse_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     try:
         code = options.command(options, console)
     except UserError as error:

@@ -19,6 +19,7 @@ from launch.board import Board
 from launch.config import ClusterSettings
 from launch.errors import UserError
 from launch.planning import PlannedCell
+from launch.ray_environment import ray_address
 from launch.worker import work
 
 POLL_S = 0.2
@@ -34,9 +35,8 @@ def cluster(settings: ClusterSettings, log: Path) -> Iterator[None]:
         settings: of the study's first cell.
         log: file that takes what Ray has to say.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _divert_logs(log)
-    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = ray_address(settings)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **options)

@@ -1,18 +1,20 @@
 """Pictures: how a study's cells compare, and what audits saw in one cell."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 LOSS_FLOOR = 1e-8
 """Where information losses are cut off on a logarithmic axis: float32 roundoff and exact zeros."""
 
 MARKERS = "osD^vP*X"
+DODGE = 1.05
+"""Factor that sets methods of equal rank apart."""
 
 
 def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
@@ -26,7 +28,7 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
     quality = next((name for name in ("accuracy", "perplexity", "reconstruction_error") if name in cells), "loss")
     panels = [
         (quality, f"held-out {quality.replace('_', ' ')}", False),
-        ("information_loss", "information loss  ‖G − Ĝ‖ / ‖G‖", True),
+        ("information_loss", f"information loss  ‖G − Ĝ‖ / ‖G‖  (0 at {LOSS_FLOOR:.0e})", True),
         ("wire_bytes_per_step", "wire bytes a step and worker", True),
     ]
     figure = Figure(figsize=(13, 4.6), layout="constrained")
@@ -41,7 +43,7 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
                     continue
                 values = chosen[column].clip(lower=LOSS_FLOOR) if column == "information_loss" else chosen[column]
                 axes.scatter(
-                    chosen["rank"],
+                    chosen["rank"] * DODGE ** (number - len(methods) / 2),
                     values,
                     s=46,
                     color=colormaps["tab10"](number % 10),
@@ -53,6 +55,9 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
                 )
         if logarithmic:
             axes.set_yscale("log")
+        if column.startswith("wire_bytes"):
+            axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
+            axes.yaxis.set_minor_formatter(EngFormatter(unit="B"))
         _rank_axis(axes, cells["rank"])
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -99,10 +104,10 @@ def audits(rows: pd.DataFrame, path: Path, title: str) -> Path:
     return path
 
 
-def _rank_axis(axes: Axes, ranks: Sequence[float]) -> None:
+def _rank_axis(axes: Axes, ranks: "pd.Series[float]") -> None:
     """A logarithmic axis of ranks, marked in whole numbers."""
     axes.set_xscale("log", base=2)
-    lowest, highest = max(1, min(ranks)), max(ranks)
+    lowest, highest = max(1.0, float(ranks.min())), float(ranks.max())
     powers = range(math.floor(math.log2(lowest)), math.ceil(math.log2(highest)) + 1)
     ticks = [2**power for power in powers]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 _LINE_EVERY_S = 10.0
+_WARM_UP_S = 3.0
+"""Before this nothing can be said of the time left."""
 
 
 class StudyProgress:
@@ -59,16 +61,18 @@ class StudyProgress:
             self._bars.update(self._cell, completed=step)
         if not self._console.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self._console.print(f"  {self._names[cell]}: step {step} of {self._steps[cell]}; {left}")
+            line = f"  {self._names[cell]}: step {step} of {self._steps[cell]}; {left}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def ended(self, cell: int, outcome: str) -> None:
         """A cell finished or failed."""
         self._ended += 1
         self.advance(cell, self._steps[cell])
-        self._console.print(f"  {self._ended}/{self._total}  {self._names[cell]}: {outcome}", highlight=False)
+        line = f"  {self._ended}/{self._total}  {self._names[cell]}: {outcome}"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def _left(self, done: int, total: int) -> str:
-        if self._first_step is None or not done:
+        if self._first_step is None or time.monotonic() - self._first_step < _WARM_UP_S:
             return ""
         seconds = (time.monotonic() - self._first_step) * (total - done) / done
         return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"

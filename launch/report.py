@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -67,29 +68,34 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("alpha", "α", "{:g}"),
     ("bottleneck", "bottleneck", "{:g}"),
+    ("sequence_length", "length", "{:g}"),
     ("world_size", "workers", "{:g}"),
     ("method", "method", "{}"),
     ("rank", "rank", "{:g}"),
     ("accuracy", "accuracy", "{:.2%}"),
     ("perplexity", "perplexity", "{:.2f}"),
-    ("reconstruction_error", "rec. error", "{:.4f}"),
-    ("loss", "loss", "{:.4f}"),
-    ("information_loss", "information loss", "{:.1e}"),
-    ("compression_error", "compression error", "{:.1e}"),
+    ("reconstruction_error", "error", "{:.4f}"),
+    ("information_loss", "inf. loss", "{:.1e}"),
     ("bytes_per_step", "bytes/step", "{:,.0f}"),
     ("compression_ratio", "ratio", "{:.2f}×"),
-    ("measured_rank", "measured rank", "{:.0f}"),
+    ("measured_rank", "measured", "{:.0f}"),
     ("bound", "bound", "{:.0f}"),
-    ("bound_violations", "violations", "{:.0f}"),
-    ("step_time_ms", "step ms", "{:.2f}"),
-    ("cells", "cells", "{:.0f}"),
+    ("bound_violations", "broken", "{:.0f}"),
+    ("step_time_ms", "ms/step", "{:.1f}"),
 )
 """Columns of the table: key, heading, format."""
+
+KNOBS = ("alpha", "bottleneck", "sequence_length", "world_size")
+"""Columns that are shown only where the study varies them."""
 
 
 def formatted(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the table as text, without columns that hold nothing."""
-    columns = [column for column in COLUMNS if column[0] in summary and summary[column[0]].notna().any()]
+    columns = [
+        (key, heading, form)
+        for key, heading, form in COLUMNS
+        if key in summary and summary[key].notna().any() and (key not in KNOBS or summary[key].nunique() > 1)
+    ]
     body = [
         [form.format(row[key]) if not _is_missing(row[key]) else "–" for key, _, form in columns]
         for row in summary.to_dict("records")
@@ -99,10 +105,10 @@ def formatted(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def as_table(summary: pd.DataFrame, title: str) -> Table:
     """The summary as a table for the terminal."""
-    table = Table(title=title, header_style="bold")
+    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     headings, body = formatted(summary)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for row in body:
         table.add_row(*row)
     return table

@@ -14,7 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from launch import figures
+from launch import figures, ray_environment
 from launch.planning import PlannedCell, plan_cell
 from launch.progress import StudyProgress
 from launch.report import report
@@ -71,7 +71,8 @@ def run_study(study: Study, console: Console) -> int:
     Raises:
         UserError: the study cannot be run as it is; nothing has started then.
     """
-    from launch import cluster  # importing Ray takes seconds that other commands need not pay
+    ray_environment.prepare(study.config.cluster)
+    from launch import cluster  # not before the environment is prepared; other commands are spared the seconds
 
     started = time.monotonic()
     config = study.config

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ def _dataset_input(planned: PlannedCell) -> DatasetInput:
     return DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])
 
 
+@cache
 def _commit() -> dict[str, str]:
     """The git commit of the code that runs, where it is a checkout; an edited one says so."""
     folder = Path(__file__).parent

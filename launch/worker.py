@@ -10,6 +10,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
+from torch._C._distributed_c10d import TCPStore
 
 from launch.board import Failure
 from launch.network import interface_towards
@@ -30,10 +31,9 @@ def work(settings: dict[str, Any]) -> None:
     ray.get(board.join.remote(rank, f"process {os.getpid()} on {address}"))
     cells: dict[int, PlannedCell] = ray.get(settings["cells"][0])
     device = _device(settings["backend"])
+    timeout = timedelta(seconds=settings["timeout_s"])
     while True:
-        offer, store = (
-            _offer(board, address, world_size, timedelta(seconds=settings["timeout_s"])) if rank == 0 else ({}, None)
-        )
+        offer, store = _offer(board, address, world_size, timeout) if rank == 0 else ({}, None)
         offer = broadcast_from_rank_zero(offer)
         if offer["cell"] is None:
             return
@@ -41,22 +41,20 @@ def work(settings: dict[str, Any]) -> None:
         del store  # frees its port
 
 
-def _offer(
-    board: Any, address: str, world_size: int, timeout: timedelta
-) -> tuple[dict[str, Any], dist.TCPStore | None]:
+def _offer(board: Any, address: str, world_size: int, timeout: timedelta) -> tuple[dict[str, Any], TCPStore | None]:
     """On rank 0: the next cell, and where its workers meet."""
     number = ray.get(board.next_cell.remote())
     if number is None:
         return {"cell": None}, None
     # Port 0 lets the system choose a free one; nobody can take it in between.
-    store = dist.TCPStore(address, 0, world_size, is_master=True, timeout=timeout, wait_for_workers=False)
+    store = TCPStore(address, 0, world_size, is_master=True, timeout=timeout, wait_for_workers=False)
     return {"cell": number, "host": address, "port": store.port}, store
 
 
 def _run(
     planned: PlannedCell,
     offer: dict[str, Any],
-    store: dist.TCPStore | None,
+    store: TCPStore | None,
     settings: dict[str, Any],
     rank: int,
     world_size: int,
@@ -68,7 +66,7 @@ def _run(
         ray.get(board.begin.remote(number, rank))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(offer["host"]))
         if store is None:
-            store = dist.TCPStore(offer["host"], offer["port"], world_size, is_master=False, timeout=timeout)
+            store = TCPStore(offer["host"], offer["port"], world_size, is_master=False, timeout=timeout)
         dist.init_process_group(settings["backend"], store=store, rank=rank, world_size=world_size, timeout=timeout)
         try:
             result = train_cell(planned, device, lambda step, metrics: board.record.remote(number, step, metrics))
@@ -92,6 +90,6 @@ def _says_peer_left(error: Exception) -> bool:
 def _device(backend: str) -> torch.device:
     if backend != "nccl":
         return torch.device("cpu")
-    device = ray.train.torch.get_device()
+    device: torch.device = ray.train.torch.get_device()
     torch.cuda.set_device(device)
     return device

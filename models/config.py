@@ -27,7 +27,7 @@ class ModelConfig(Config, ABC):
     @property
     @abstractmethod
     def knobs(self) -> dict[str, float]:
-        """The knobs that studies compare: `bottleneck` (else the width), `sequence_length` (else 1), `alpha` (else 1)."""
+        """What studies compare: `bottleneck` (else the width), `sequence_length` (else 1), `alpha` (else 1)."""
 
 
 class DataConfig(Config, ABC):
