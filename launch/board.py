@@ -65,7 +65,6 @@ class Board:
             for number, cell in self._cells.items():
                 if cell.state == "running":
                     self._fail(number, Failure(-1, "its worker group died", "", by_peer=True))
-        self._events.append({"event": "joined", "rank": rank, "worker": worker})
 
     def next_cell(self) -> int | None:
         """The next cell to run, None when all are done."""

@@ -95,21 +95,22 @@ def choose_backend(settings: ClusterSettings) -> str:
 
 @dataclass
 class Group:
-    """A worker group at work in the background; iterate over it for the events of its cells."""
+    """A worker group at work in the background."""
 
     board: Any
     thread: threading.Thread
     errors: list[Exception]
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Events until all cells are done or the group is lost; see `Board` for their kinds."""
+    def events(self) -> Iterator[list[dict[str, Any]]]:
+        """What happened since the last poll, until all cells are done or the group is lost; see `Board`."""
         while self.thread.is_alive():
-            yield from ray.get(self.board.drain.remote(GRACE_S))
+            yield ray.get(self.board.drain.remote(GRACE_S))
             time.sleep(POLL_S)
-        yield from ray.get(self.board.drain.remote(0.0))
-        for number in ray.get(self.board.unfinished.remote()):
-            reason = str(self.errors[0]).splitlines()[0] if self.errors else "the worker group ended early"
-            yield {"event": "failed", "cell": number, "message": reason, "traceback": "".join(map(str, self.errors))}
+        yield ray.get(self.board.drain.remote(0.0))
+        reason = str(self.errors[0]).splitlines()[0] if self.errors else "the worker group ended early"
+        lost = ray.get(self.board.unfinished.remote())
+        trace = "".join(map(str, self.errors))
+        yield [{"event": "failed", "cell": number, "message": reason, "traceback": trace} for number in lost]
 
 
 def start_group(cells: Sequence[PlannedCell], folder: Path) -> Group:

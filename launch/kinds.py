@@ -25,7 +25,7 @@ class OneOf:
         one = core_schema.no_info_before_validator_function(self._named, union)
         if not self.several:
             return one
-        many = core_schema.tuple_variable_schema(one, min_length=1)
+        many = core_schema.tuple_variable_schema(one)
         return core_schema.no_info_before_validator_function(_listed, many)
 
     def _named(self, value: Any) -> Any:
@@ -52,6 +52,8 @@ class OneOf:
 
 
 def _listed(value: Any) -> Any:
+    if value in ([], ()):
+        raise PydanticCustomError("kind", "found an empty list; allowed is one or more")
     return value if isinstance(value, (list, tuple)) else [value]
 
 

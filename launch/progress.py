@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 _LINE_EVERY_S = 10.0
-_WARM_UP_S = 3.0
-"""Before this nothing can be said of the time left."""
+_LEAST_SHARE = 0.03
+"""Share of all steps before which nothing can be said of the time left."""
 
 
 class StudyProgress:
@@ -72,7 +72,7 @@ class StudyProgress:
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def _left(self, done: int, total: int) -> str:
-        if self._first_step is None or time.monotonic() - self._first_step < _WARM_UP_S:
-            return ""
+        if self._first_step is None or done < _LEAST_SHARE * total:
+            return "estimating"
         seconds = (time.monotonic() - self._first_step) * (total - done) / done
         return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"

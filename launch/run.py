@@ -122,25 +122,34 @@ def _follow(groups: Sequence[Sequence[PlannedCell]], run: StudyRun, console: Con
     failures: list[str] = []
     with StudyProgress(console, len(planned), steps, names) as progress, tempfile.TemporaryDirectory() as scratch:
         for group in groups:
-            for event in cluster.start_group(group, Path(scratch)).events():
-                number = event.get("cell", -1)
-                match event["event"]:
-                    case "running":
-                        run.start(planned[number])
-                        progress.running(number)
-                    case "record":
-                        run.record(number, event["step"], event["metrics"], event["timestamp_ms"])
-                        progress.advance(number, event["step"])
-                    case "finished":
-                        outcome = _finish(run, planned[number], event["result"], Path(scratch))
-                        progress.ended(number, outcome)
-                    case "failed":
-                        run.fail(planned[number], event["message"], event["traceback"])
-                        with log.open("a") as file:
-                            file.write(f"{names[number]}: {event['message']}\n{event['traceback']}\n")
-                        failures.append(f"{names[number]}: {event['message']}")
-                        progress.ended(number, f"FAILED: {event['message']}")
+            for events in cluster.start_group(group, Path(scratch)).events():
+                for number, event in _merged(events):
+                    match event["event"]:
+                        case "running":
+                            run.start(planned[number])
+                            progress.running(number)
+                        case "records":
+                            run.record(number, event["records"])
+                            progress.advance(number, event["records"][-1]["step"])
+                        case "finished":
+                            outcome = _finish(run, planned[number], event["result"], Path(scratch))
+                            progress.ended(number, outcome)
+                        case "failed":
+                            run.fail(planned[number], event["message"], event["traceback"])
+                            with log.open("a") as file:
+                                file.write(f"{names[number]}: {event['message']}\n{event['traceback']}\n")
+                            failures.append(f"{names[number]}: {event['message']}")
+                            progress.ended(number, f"FAILED: {event['message']}")
     return failures
+
+
+def _merged(events: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Events with their cells, successive records of a cell as one, so that a fast cell cannot outrun the store."""
+    for (kind, number), same in groupby(events, lambda event: (event["event"], event["cell"])):
+        if kind == "record":
+            yield number, {"event": "records", "records": list(same)}
+        else:
+            yield from ((number, event) for event in same)
 
 
 def _finish(run: StudyRun, planned: PlannedCell, result: dict[str, Any], scratch: Path) -> str:

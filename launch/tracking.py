@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,8 @@ from launch.planning import PlannedCell, load
 
 PARENT = "mlflow.parentRunId"
 KIND = "gradrank.kind"
+_BATCH = 1000
+"""Metrics that MLflow takes in one call."""
 
 
 def tracking_uri(uri: str | None) -> str:
@@ -102,12 +104,15 @@ class StudyRun:
         self._client.log_table(run_id, table, "plan_table.json")
         self._client.log_inputs(run_id, datasets=[_dataset_input(planned)])
 
-    def record(self, cell: int, step: int, metrics: Mapping[str, float], timestamp_ms: int) -> None:
-        """Metrics with a step; values that are not finite are left out and told in a tag."""
-        finite = self._finite(cell, metrics)
-        self._client.log_batch(
-            self._children[cell], metrics=[Metric(key, value, timestamp_ms, step) for key, value in finite.items()]
-        )
+    def record(self, cell: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Metrics with steps, each `{step, metrics, timestamp_ms}`; values that are not finite are told in a tag."""
+        metrics = [
+            Metric(key, value, record["timestamp_ms"], record["step"])
+            for record in records
+            for key, value in self._finite(cell, record["metrics"]).items()
+        ]
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(self._children[cell], metrics=metrics[start : start + _BATCH])
 
     def finish(self, cell: int, summary: Mapping[str, float], audits: pd.DataFrame, figure: Path | None) -> None:
         """Final metrics, audits and their figure; the cell is FINISHED."""
