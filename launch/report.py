@@ -46,6 +46,7 @@ def read_cells(records: Sequence[CellRecord]) -> pd.DataFrame:
         row |= {
             key.removeprefix("summary/"): value for key, value in record.metrics.items() if key.startswith("summary/")
         }
+        row["setting"] = record.setting
         row["method"] = row["compressor"] if row["policy"] == "none" else f"{row['compressor']} ({row['policy']})"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -53,7 +54,7 @@ def read_cells(records: Sequence[CellRecord]) -> pd.DataFrame:
 
 def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     """Average cells that differ in seed and fold alone; `cells` counts them."""
-    same = ["model", "data", "bottleneck", "sequence_length", "alpha", "world_size", "method", "rank"]
+    same = ["model", "data", "setting", "bottleneck", "sequence_length", "alpha", "world_size", "method", "rank"]
     numbers = [column for column in cells.select_dtypes("number") if column not in (*same, "seed", "fold")]
     groups = cells.groupby(same, sort=False, dropna=False)
     means = groups[numbers].mean()
@@ -70,6 +71,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("bottleneck", "bottleneck", "{:g}"),
     ("sequence_length", "length", "{:g}"),
     ("world_size", "workers", "{:g}"),
+    ("setting", "setting", "{}"),
     ("method", "method", "{}"),
     ("rank", "rank", "{:g}"),
     ("accuracy", "accuracy", "{:.2%}"),
@@ -85,7 +87,10 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 """Columns of the table: key, heading, format."""
 
-KNOBS = ("alpha", "bottleneck", "sequence_length", "world_size")
+TEXTS = ("setting", "method")
+"""Headings of columns that hold words."""
+
+KNOBS = ("alpha", "bottleneck", "sequence_length", "world_size", "setting")
 """Columns that are shown only where the study varies them."""
 
 
@@ -108,7 +113,7 @@ def as_table(summary: pd.DataFrame, title: str) -> Table:
     table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     headings, body = formatted(summary)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading in TEXTS else "right", no_wrap=True)
     for row in body:
         table.add_row(*row)
     return table
@@ -117,7 +122,7 @@ def as_table(summary: pd.DataFrame, title: str) -> Table:
 def as_markdown(summary: pd.DataFrame) -> str:
     """The summary as a Markdown table."""
     headings, body = formatted(summary)
-    alignment = ["---" if heading == "method" else "--:" for heading in headings]
+    alignment = ["---" if heading in TEXTS else "--:" for heading in headings]
     return "\n".join("| " + " | ".join(row) + " |" for row in [headings, alignment, *body])
 
 

@@ -17,13 +17,32 @@ from launch.kinds import nearest
 
 T = TypeVar("T", bound=BaseModel)
 
+TOLD_BY_PARAMS = {
+    "compressor",
+    "policy",
+    "model.alpha",
+    "model.bottleneck",
+    "cluster.workers",
+    "train.seed",
+    "train.fold",
+}
+"""Swept keys that a cell's params tell by themselves."""
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run: its number in the study, a name that tells it from the others, its settings."""
+    """One training run of a study.
+
+    Attributes:
+        index: its number in the study.
+        name: what the sweep set, in words; tells it from the others.
+        setting: the part of the name that no param of its own tells.
+        config: all settings.
+    """
 
     index: int
     name: str
+    setting: str
     config: CellConfig
 
 
@@ -62,7 +81,7 @@ def single_cell(values: dict[str, Any], overrides: Sequence[str] = ()) -> Cell:
     """
     for override in overrides:
         set_key(values, *parse_override(override))
-    return Cell(0, str(values["model"]), _validate(CellConfig, values, "settings"))
+    return Cell(0, str(values["model"]), "", _validate(CellConfig, values, "settings"))
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -158,9 +177,10 @@ def _cells(values: dict[str, Any], config: StudyConfig, where: str) -> Iterator[
                     f"{', '.join(CellConfig.model_fields)}{nearest(root, CellConfig.model_fields)}"
                 )
             set_key(cell, key, deepcopy(value))
-        label = " ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in updates.items())
+        label = _label(updates)
+        setting = _label({key: value for key, value in updates.items() if key not in TOLD_BY_PARAMS})
         told = f"{where}: cell {index + 1} ({label})" if label else where
-        yield Cell(index, label or config.name, _validate(CellConfig, cell, told))
+        yield Cell(index, label or config.name, setting, _validate(CellConfig, cell, told))
 
 
 def _combinations(sweep: Mapping[str, list[Any]], where: str) -> Iterator[dict[str, Any]]:
@@ -182,6 +202,10 @@ def _combinations(sweep: Mapping[str, list[Any]], where: str) -> Iterator[dict[s
         axes.append(axis)
     for combination in itertools.product(*axes):
         yield {key: value for part in combination for key, value in part.items()}
+
+
+def _label(updates: Mapping[str, Any]) -> str:
+    return " ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in updates.items())
 
 
 def _short(value: Any) -> str:

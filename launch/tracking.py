@@ -92,6 +92,7 @@ class StudyRun:
             PARENT: self.run_id,
             "gradrank.cell": str(cell.index),
             "gradrank.config_hash": cell.config.digest,
+            "gradrank.setting": cell.setting,
             **_commit(),
         }
         run_id = self._children[cell.index] = self._create(cell.name, tags)
@@ -226,6 +227,7 @@ class CellRecord:
     run_id: str
     name: str
     status: str
+    setting: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
 
@@ -268,7 +270,14 @@ def read_study_record(store: Store, experiment: str | None) -> StudyRecord:
         experiment=names[study.info.experiment_id],
         experiment_id=study.info.experiment_id,
         cells=tuple(
-            CellRecord(run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics)
+            CellRecord(
+                run_id=run.info.run_id,
+                name=run.info.run_name,
+                status=run.info.status,
+                setting=run.data.tags.get("gradrank.setting", ""),
+                params=run.data.params,
+                metrics=run.data.metrics,
+            )
             for run in cells
         ),
     )

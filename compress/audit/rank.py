@@ -13,7 +13,8 @@ class RankMeasurement:
     Attributes:
         numerical: singular values above `tolerance`.
         tolerance: max(noise_floor, max(m, n)·ε·σ_1), ε of the matrix's own type.
-        paper: singular values above ε·σ_1 (Baker et al. 2024, eq. 4), which counts roundoff too.
+        paper: singular values above ε·σ_1 (Baker et al. 2024, eq. 4), decomposed in the matrix's own type
+            as the paper does; it counts roundoff too.
         stable: ‖G‖_F² / σ_1²; 0 for a zero matrix.
         effective: exp of the entropy of σ / Σσ; 0 for a zero matrix.
         energy99: the fewest singular values that hold 99 % of Σσ².
@@ -57,9 +58,15 @@ def measure_rank(matrix: Tensor, *, noise_floor: float = 0.0) -> RankMeasurement
     return RankMeasurement(
         numerical=int((singular_values > tolerance).sum()),
         tolerance=tolerance,
-        paper=int((singular_values > epsilon * largest).sum()),
+        paper=_count_above_epsilon(matrix, singular_values),
         stable=float(energy.sum() / energy[0]),
         effective=float(torch.tensor(entropy).exp()),
         energy99=min(int((held < 0.99).sum()) + 1, len(singular_values)),
         singular_values=singular_values,
     )
+
+
+def _count_above_epsilon(matrix: Tensor, singular_values: Tensor) -> int:
+    own_type = torch.float64 if matrix.dtype == torch.float64 else torch.float32  # no half-precision SVD exists
+    values = singular_values if own_type == torch.float64 else torch.linalg.svdvals(matrix.detach().to("cpu", own_type))
+    return int((values > torch.finfo(matrix.dtype).eps * values[0]).sum())
