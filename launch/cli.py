@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     ui = commands.add_parser("ui", help="open the MLflow store in a browser, served on 127.0.0.1")
+    ui.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="default: the one of the newest study")
     ui.add_argument("--uri", help="the MLflow store")
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(command=_ui)
@@ -136,7 +137,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 def _ui(options: argparse.Namespace, console: Console) -> int:
     from launch.ui import serve
 
-    serve(options.uri, options.port)
+    serve(options.uri, options.experiment, options.port)
     return 0
 
 

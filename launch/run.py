@@ -4,6 +4,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
@@ -81,9 +82,10 @@ def run_study(study: Study, console: Console) -> int:
     groups = _by_cluster(cells)
     console.print(f"{config.name}: {len(cells)} cells; Ray's log: {log}", highlight=False, soft_wrap=True)
     failures: list[str] = []
-    with _terminate_as_interrupt():
-        store = Store.open(config.tracking.uri)
+    with _terminate_as_interrupt(), ThreadPoolExecutor(1) as background:
+        opening = background.submit(Store.open, config.tracking.uri)  # takes as long as Ray does to start
         with cluster.cluster(config.cluster, log):
+            store = opening.result()
             for group in groups:
                 cluster.check_resources(group[0].cell.config.cluster)
             run = StudyRun(store, config.experiment, _run_name(config.name), config.description, _values(study))

@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from launch.errors import UserError
 from launch.kinds import nearest
 from launch.planning import PlannedCell, load
+from launch.view import TAG_PREFIX, shared_view
 
 PARENT = "mlflow.parentRunId"
 KIND = "gradrank.kind"
@@ -81,6 +82,7 @@ class StudyRun:
         self.experiment = experiment
         tags = {KIND: "study", "mlflow.note.content": description, **_commit()}
         self.run_id = self._create(name, tags)
+        self._client.set_experiment_tag(self.experiment_id, TAG_PREFIX + self.run_id, shared_view(self.run_id))
         self._children: dict[int, str] = {}
         self._text(self.run_id, "study.yaml", yaml.safe_dump(dict(values), sort_keys=False))
 
