@@ -59,6 +59,7 @@ def shared_view(study_run_id: str) -> str:
         "compareRunCharts": charts,
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
+        "runsHiddenMode": "SHOWALL",  # else all but the first ten cells are left out
     }
     return json.dumps(state, separators=(",", ":"))
 
