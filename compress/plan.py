@@ -227,6 +227,6 @@ def _assign(
     best = min(options, key=cost, default=None)
     if best is None:
         return replace(dense, reason=f"sent as it is: {'; '.join(refusals)}")
-    if best.method != "dense" and cost(dense) <= cost(best):
-        return replace(dense, reason=f"sent as it is: {best.method} would cost as much or more ({best.reason})")
+    if cost(dense) < cost(best):
+        return replace(dense, reason=f"sent as it is: {best.method} would cost more ({best.reason})")
     return best

@@ -1,5 +1,8 @@
 """What each compressor promises, on many buckets and several workers."""
 
+import math
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import compress
-from compress.compressors.base import Sizing, Unfit
+from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
 from compress.layers import ParameterInfo
 
 
@@ -376,3 +379,30 @@ def wrapped_twice(rank):
 
 def test_prefixes_of_ddp_and_compile_are_stripped(workers):
     assert workers(2)(wrapped_twice) == [(True, 1)] * 2
+
+
+class Sign(Compressor):
+    """The method of docs/compressors.md."""
+
+    kind: Literal["sign"] = "sign"
+
+    def fit(self, sizing: Sizing) -> Fit:
+        size = math.prod(sizing.matrix.shape)
+        return Fit((Payload(AllReduceMean, size),), rank=min(sizing.matrix.matrix), lossless=False)
+
+    def rounds(self, matrix: Matrix) -> Rounds:
+        mean = yield AllReduceMean(matrix.gradients[matrix.info.name].sign())
+        return {matrix.info.name: mean}
+
+
+def sent_by_sign(rank):
+    ddp = DistributedDataParallel(deep())
+    compress.register(ddp, compressor=Sign())
+    loss_of(ddp, rank, 0).backward()
+    return grads(ddp)["0.weight"]
+
+
+def test_a_method_of_ones_own_is_one_small_class(workers):
+    first, second = workers(2)(sent_by_sign)
+    assert torch.equal(first, second)
+    assert set(first.unique().tolist()) <= {-1.0, 0.0, 1.0}
