@@ -63,7 +63,7 @@ class PowerSGD(Compressor):
         if matrix.fit.lossless or "Q" not in matrix.memory:
             return fresh
         warm = matrix.memory["Q"]
-        # A zero gradient leaves Q zero, from which no iteration ever returns.
+        # A zero gradient leaves Q zero, and then P says nothing of M, perhaps for ever.
         return torch.where(warm.abs().amax(dim=0) > 0, warm, fresh)
 
     def error_feedback(self, matrix: Matrix) -> Tensor | None:
