@@ -33,14 +33,12 @@ class CellState:
         begun: ranks that have begun it.
         failures: what workers say went wrong.
         failed_at: when the first of them said so, in seconds of the monotonic clock.
-        result: of rank 0.
     """
 
     state: State = "pending"
     begun: set[int] = field(default_factory=set)
     failures: list[Failure] = field(default_factory=list)
     failed_at: float = 0.0
-    result: dict[str, Any] | None = None
 
 
 class Board:
@@ -92,7 +90,7 @@ class Board:
         cell = self._cells[number]
         if cell.state == "failed":
             return
-        cell.state, cell.result = "finished", result
+        cell.state = "finished"
         self._events.append({"event": "finished", "cell": number, "result": result})
 
     def fail(self, number: int, failure: Failure) -> None:

@@ -10,6 +10,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import get_device
 from torch._C._distributed_c10d import TCPStore
 
 from launch.board import Failure
@@ -90,6 +91,6 @@ def _says_peer_left(error: Exception) -> bool:
 def _device(backend: str) -> torch.device:
     if backend != "nccl":
         return torch.device("cpu")
-    device: torch.device = ray.train.torch.get_device()
+    device: torch.device = get_device()
     torch.cuda.set_device(device)
     return device

@@ -120,7 +120,8 @@ class AuditStep:
                 gradients and memories not yet changed by this step.
         """
         started = time.perf_counter()
-        local = [matrix.gradient.detach().clone() for matrix in matrices]
+        # Coarse types are averaged in float32, so that the truth is not rounded as what is delivered is.
+        local = [_at_least_float32(matrix.gradient.detach().clone()) for matrix in matrices]
         kept = {
             matrix.info.name: feedback
             for matrix in matrices
@@ -150,7 +151,7 @@ class AuditStep:
     def _measure(self, name: str, delivered: Tensor) -> AuditRow:
         assignment = self._plan[name]
         G, M, D = (tensor.to(torch.float64) for tensor in (self._true[name], self._input[name], delivered))
-        rank = measure_rank(self._true[name])
+        rank = measure_rank(self._true[name], dtype=assignment.info.dtype)
         error, input_error = float((G - D).norm()), float((M - D).norm())
         m, n = assignment.info.matrix
         return AuditRow(
@@ -179,6 +180,10 @@ class AuditStep:
             input_error_norm=input_error,
             singular_values=rank.singular_values.tolist(),
         )
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _ratio(numerator: float, denominator: float) -> float:

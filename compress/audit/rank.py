@@ -12,7 +12,9 @@ class RankMeasurement:
 
     Attributes:
         numerical: singular values above `tolerance`.
-        tolerance: max(noise_floor, max(m, n)·ε·σ_1), ε of the matrix's own type.
+        tolerance: the larger of `noise_floor` and the roundoff of the type, ε: max(m, n)·ε·σ_1, and for types
+            of 16 bits, where that would hide everything, 2·ε·‖G‖_F (their products are summed in float32 and
+            rounded once).
         paper: singular values above ε·σ_1 (Baker et al. 2024, eq. 4), decomposed in the matrix's own type
             as the paper does; it counts roundoff too.
         stable: ‖G‖_F² / σ_1²; 0 for a zero matrix.
@@ -30,13 +32,14 @@ class RankMeasurement:
     singular_values: Tensor
 
 
-def measure_rank(matrix: Tensor, *, noise_floor: float = 0.0) -> RankMeasurement:
+def measure_rank(matrix: Tensor, *, noise_floor: float = 0.0, dtype: torch.dtype | None = None) -> RankMeasurement:
     """Measure the rank of a matrix, decomposed in float64.
 
     Args:
-        matrix: m × n, finite; ε is that of its own type, since that is the noise it carries.
+        matrix: m × n, finite.
         noise_floor: absolute size below which a singular value is known to be roundoff, such as
             ε·‖A‖·‖Δ‖ for a product ΔᵀA, which cancellation can make large beside σ_1.
+        dtype: the type that the matrix was computed in, whose roundoff it carries; None means its own.
 
     Raises:
         ValueError: not two axes, or an entry that is NaN or infinite.
@@ -46,9 +49,13 @@ def measure_rank(matrix: Tensor, *, noise_floor: float = 0.0) -> RankMeasurement
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError("measure_rank takes finite matrices, this one holds NaN or infinity")
     singular_values = torch.linalg.svdvals(matrix.detach().to("cpu", torch.float64))
-    epsilon = torch.finfo(matrix.dtype).eps
+    dtype = dtype or matrix.dtype
+    epsilon = torch.finfo(dtype).eps
     largest = float(singular_values[0]) if len(singular_values) else 0.0
-    tolerance = max(noise_floor, max(matrix.shape) * epsilon * largest)
+    roundoff = max(matrix.shape) * epsilon * largest
+    if dtype.itemsize == 2:
+        roundoff = min(roundoff, 2 * epsilon * float(singular_values.norm()))
+    tolerance = max(noise_floor, roundoff)
     if largest == 0.0:
         return RankMeasurement(0, tolerance, 0, 0.0, 0.0, 0, singular_values)
     energy = singular_values.square()
@@ -58,7 +65,7 @@ def measure_rank(matrix: Tensor, *, noise_floor: float = 0.0) -> RankMeasurement
     return RankMeasurement(
         numerical=int((singular_values > tolerance).sum()),
         tolerance=tolerance,
-        paper=_count_above_epsilon(matrix, singular_values),
+        paper=_count_above_epsilon(matrix, singular_values, epsilon),
         stable=float(energy.sum() / energy[0]),
         effective=float(torch.tensor(entropy).exp()),
         energy99=min(int((held < 0.99).sum()) + 1, len(singular_values)),
@@ -66,7 +73,7 @@ def measure_rank(matrix: Tensor, *, noise_floor: float = 0.0) -> RankMeasurement
     )
 
 
-def _count_above_epsilon(matrix: Tensor, singular_values: Tensor) -> int:
-    own_type = torch.float64 if matrix.dtype == torch.float64 else torch.float32  # no half-precision SVD exists
-    values = singular_values if own_type == torch.float64 else torch.linalg.svdvals(matrix.detach().to("cpu", own_type))
-    return int((values > torch.finfo(matrix.dtype).eps * values[0]).sum())
+def _count_above_epsilon(matrix: Tensor, singular_values: Tensor, epsilon: float) -> int:
+    if matrix.dtype != torch.float64:  # as the paper does, with the roundoff of the decomposition
+        singular_values = torch.linalg.svdvals(matrix.detach().to("cpu", torch.float32))
+    return int((singular_values > epsilon * singular_values[0]).sum())
