@@ -1,9 +1,10 @@
 """The matrix view: how a parameter is seen as an m × n matrix, and how it is named."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -24,11 +25,21 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor.view(matrix_shape(tensor.shape))
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, or the network itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def canonical_name(name: str) -> str:
-    """Drop the prefixes that DistributedDataParallel and torch.compile put before names."""
-    name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
+    """Drop the prefix that torch.compile puts before names of what it wraps."""
+    return name.replace("_orig_mod.", "")
+
+
+def look_up(names: Container[str], name: str) -> str:
+    """The name among `names` that is meant, with or without the prefixes of DDP and torch.compile."""
+    for candidate in (name, canonical_name(name), canonical_name(name).removeprefix("module.")):
+        if candidate in names:
+            return candidate
     return name
 
 
@@ -36,4 +47,4 @@ def named_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield (name, parameter) for every parameter of two or more axes, as `named_parameters()` orders them."""
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
-            yield name, parameter
+            yield canonical_name(name), parameter

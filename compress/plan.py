@@ -11,7 +11,7 @@ from compress.compressors import Compressor, Dense, make_compressor
 from compress.compressors.base import Fit, Sizing, Unfit
 from compress.exchange import ring_bytes
 from compress.layers import ParameterInfo, describe
-from compress.matrix import canonical_name
+from compress.matrix import look_up
 from compress.policies import Decision, NonePolicy, Policy, make_policy
 
 CompressorSpec = str | Mapping[str, Any] | Compressor
@@ -69,7 +69,7 @@ class Plan(Mapping[str, Assignment]):
     world_size: int
 
     def __getitem__(self, name: str) -> Assignment:
-        return self.assignments[canonical_name(name)]
+        return self.assignments[look_up(self.assignments, name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.assignments)

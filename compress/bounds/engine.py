@@ -13,8 +13,8 @@ from compress.bounds import rules
 from compress.bounds.result import Bounds, RankBound
 from compress.bounds.rules import RULES, aten
 from compress.bounds.spaces import Space, merge, uniform
-from compress.bounds.trace import Loss, trace, user_inputs
-from compress.matrix import matrix_shape, named_matrices
+from compress.bounds.trace import Loss, trace, user_inputs, user_outputs
+from compress.matrix import matrix_shape, named_matrices, unwrapped
 
 
 def rank_bounds(
@@ -37,9 +37,9 @@ def rank_bounds(
     of the layer itself left out, and with row spaces in place of a product of ranks).
 
     Args:
-        model: the network, not wrapped in DistributedDataParallel; left as it was.
+        model: the network; left as it was.
         args: positional inputs of one worker's batch in one backward pass.
-        kwargs: keyword inputs.
+        kwargs: keyword inputs. Numbers and other settings among the inputs must stay as they are here.
         loss: `loss(output, *targets)` gives a scalar. Left out, the network's own `.loss` or its scalar
             output is used; if it has neither, nothing is known of the adjoints and the reasons say so.
             A tensor that the function captures counts as arbitrary.
@@ -62,18 +62,30 @@ def rank_bounds(
     if input_rank is not None and input_rank < 1:
         raise ValueError(f"input_rank is {input_rank}; it must be 1 or more, or None")
 
+    model = unwrapped(model)
     inputs = (tuple(args), dict(kwargs or {}), tuple(targets))
-    exported = trace(model, *inputs[:2], loss, targets, training)
+    exported, parameters = trace(model, *inputs[:2], loss, targets, training)
     given = user_inputs(exported, inputs)
     repeats = accumulation_steps * world_size
-    exact = _Engine(exported, given, len(targets), input_rank, leaky_is_linear=False)
-    linear = _Engine(exported, given, len(targets), input_rank, leaky_is_linear=True)
+    exact = _Engine(exported, given, input_rank, leaky_is_linear=False)
+    linear = _Engine(exported, given, input_rank, leaky_is_linear=True)
 
-    names = _placeholder_names(exported, model)
+    # Tied weights have one placeholder under any of their names, so names alone would miss uses.
+    by_storage: dict[int, list[str]] = defaultdict(list)
+    for placeholder, parameter in parameters.items():
+        by_storage[_storage(parameter)].append(placeholder)
+    unseen = {
+        _storage(tensor) for tensor in (*exported.constants.values(), *given.values()) if isinstance(tensor, Tensor)
+    }
     entries = {}
     for name, parameter in named_matrices(model):
-        bound = exact.bound(names[name], tuple(parameter.shape), repeats, accumulation_steps)
-        relaxed = linear.bound(names[name], tuple(parameter.shape), repeats, accumulation_steps)
+        storage, shape = _storage(parameter), matrix_shape(parameter.shape)
+        if storage in unseen:
+            reason = "full: it is captured, or given as an input, besides being a parameter"
+            entries[name] = RankBound(min(shape), shape, reason, min(shape))
+            continue
+        bound = exact.bound(by_storage[storage], shape, repeats, accumulation_steps)
+        relaxed = linear.bound(by_storage[storage], shape, repeats, accumulation_steps)
         entries[name] = replace(bound, linear_rank=relaxed.rank)
     return Bounds(
         entries=entries,
@@ -83,19 +95,6 @@ def rank_bounds(
         training=training,
         unknown_ops=exact.unknown_ops,
     )
-
-
-def _placeholder_names(exported: ExportedProgram, model: nn.Module) -> dict[str, list[str]]:
-    """For each parameter the placeholders of all parameters that share its storage.
-
-    Tied weights have one placeholder under any of their names, so names alone would miss uses.
-    """
-    by_storage: dict[int, list[str]] = defaultdict(list)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for placeholder, name in exported.graph_signature.inputs_to_parameters.items():
-        parameter = parameters[name.removeprefix("model.")]
-        by_storage[_storage(parameter)].append(placeholder)
-    return {name: by_storage[_storage(parameter)] for name, parameter in parameters.items()}
 
 
 def _storage(tensor: Tensor) -> int:
@@ -117,7 +116,6 @@ class _Engine:
         self,
         exported: ExportedProgram,
         given: Mapping[str, Tensor],
-        target_count: int,
         input_rank: int | None,
         *,
         leaky_is_linear: bool,
@@ -132,10 +130,9 @@ class _Engine:
         self._other_uses: dict[str, str] = {}
         signature = exported.graph_signature
         self._parameters = signature.inputs_to_parameters
-        mutated = set(signature.buffers_to_mutate.values())
-        self._constants = set(self._parameters) | {
-            name for name, buffer in signature.inputs_to_buffers.items() if buffer not in mutated
-        }
+        # Buffers do not count: a forward pass may assign them anew, which the signature does not tell.
+        changed = set(signature.parameters_to_mutate.values())
+        self._constants = {name for name in self._parameters if self._parameters[name] not in changed}
         self._forward()
         self._backward()
 
@@ -211,15 +208,15 @@ class _Engine:
         return sources
 
     def _rule(self, node: fx.Node) -> rules.Rule | None:
-        if node.op != "call_function":
-            return None
+        operands = node.all_input_nodes
+        if node.op != "call_function" or rules.value(node) is None or not operands or rules.value(operands[0]) is None:
+            return None  # rules are for real floating-point tensors
         rule = RULES.get(node.target)
         return rule if rule is not None and rule.applies(self, node) else None
 
     def _backward(self) -> None:
         arriving: dict[fx.Node, list[Space]] = defaultdict(list)
-        (outputs,) = self._exported.graph.find_nodes(op="output")[0].args
-        outputs = [node for node in outputs if rules.value(node) is not None]
+        outputs = [node for node in user_outputs(self._exported) if rules.carries_gradient(node)]
         scalar = len(outputs) == 1 and outputs[0].meta["val"].numel() == 1
         for node in outputs:
             no_loss = Space(rules.width(node), "no loss was given, so nothing is known of the adjoint")
@@ -251,16 +248,31 @@ class _Engine:
                 needed.add(node)
         return needed
 
+    def _reaches_the_loss(self, placeholders: Sequence[str]) -> bool:
+        """Whether any way leads from a parameter to an output, other than through a detach: the last safeguard."""
+        pending, seen = list(user_outputs(self._exported)), set[fx.Node]()
+        while pending:
+            node = pending.pop()
+            if node in seen or RULES.get(node.target) is rules.DETACH:
+                continue
+            seen.add(node)
+            pending += node.all_input_nodes
+        return any(node.name in placeholders for node in seen)
+
     # --- bounds --------------------------------------------------------------------------------------
 
-    def bound(self, placeholders: Sequence[str], shape: tuple[int, ...], repeats: int, accumulation: int) -> RankBound:
-        """The bound of one parameter, from every use under any of its names."""
-        m, n = matrix_shape(shape)
+    def bound(self, placeholders: Sequence[str], shape: tuple[int, int], repeats: int, accumulation: int) -> RankBound:
+        """The bound of one m × n parameter, from every use under any of its names."""
+        m, n = shape
         others = [self._other_uses[name] for name in placeholders if name in self._other_uses]
         if others:
             reason = f"full: {others[0]} uses it, and has no rule for a weight"
             return RankBound(min(m, n), (m, n), reason, min(m, n), None)
         uses = [use for name in placeholders for use in self._uses[name]]
+        if not uses and self._reaches_the_loss(placeholders):
+            return RankBound(
+                min(m, n), (m, n), "full: it reaches the loss by a way that no rule follows", min(m, n), None
+            )
         if not uses:
             return RankBound(0, (m, n), "the loss does not depend on it", 0, 0)
         limits = [_limit(use, repeats) for use in uses]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compress.matrix import canonical_name
+from compress.matrix import look_up
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,13 @@ class Bounds(Mapping[str, RankBound]):
     unknown_ops: Mapping[str, int] = field(default_factory=Counter)
 
     def __getitem__(self, name: str) -> RankBound:
-        if name in self.entries:
-            return self.entries[name]
-        return self._canonical[canonical_name(name)]
+        return self.entries[look_up(self.entries, name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    @property
-    def _canonical(self) -> dict[str, RankBound]:
-        return {canonical_name(name): bound for name, bound in self.entries.items()}
 
     def check_world_size(self, world_size: int) -> None:
         """Refuse a world size that the bounds were not made for.

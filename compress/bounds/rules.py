@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from compress.bounds.spaces import Space, constant, image, merge, uniform
 
@@ -49,7 +50,7 @@ class Tracer(Protocol):
         ...
 
     def is_constant(self, node: fx.Node) -> bool:
-        """Whether a node is a parameter or a buffer that no forward pass changes."""
+        """Whether a node is a parameter that no forward pass changes."""
         ...
 
 
@@ -84,9 +85,15 @@ def full(node: fx.Node, label: str) -> Space:
     return Space(width(node), label)
 
 
+def carries_gradient(node: fx.Node) -> bool:
+    """Whether anything in a node's value, tuples and complex numbers included, can have an adjoint."""
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in leaves)
+
+
 def inputs(node: fx.Node) -> list[fx.Node]:
-    """The floating-point inputs of a call."""
-    return [source for source in node.all_input_nodes if value(source) is not None]
+    """The inputs of a call that can have an adjoint."""
+    return [source for source in node.all_input_nodes if carries_gradient(source)]
 
 
 def _always(tracer: Tracer, node: fx.Node) -> bool:
@@ -194,7 +201,7 @@ def _linear_call(tracer: Tracer, node: fx.Node) -> _LinearCall | None:
         bias = operands.pop()
     source, matrix = operands
     found = tracer.weight(matrix)
-    if found is None or not isinstance(source, fx.Node) or tracer.weight(source) is not None:
+    if found is None or not isinstance(source, fx.Node) or value(source) is None or tracer.weight(source):
         return None
     bias_value = value(bias)
     if bias is not None and (bias_value is None or bias_value.dim() != 1 or not tracer.is_constant(bias)):
@@ -326,8 +333,8 @@ def _cross_entropy_backward(tracer: Tracer, node: fx.Node, adjoint: Space) -> Gr
     logits = _first(node)
     classes = width(logits)
     yield logits, Space(classes - 1, f"cross-entropy over {classes} classes, whose rows sum to zero")
-    for other in inputs(node):
-        if other is not logits:  # soft targets and class weights may depend on weights too
+    for other in node.args[1:]:  # soft targets and class weights may depend on weights too
+        if isinstance(other, fx.Node) and value(other) is not None:
             yield other, full(other, tracer.label(node))
 
 

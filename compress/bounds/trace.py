@@ -4,11 +4,12 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 Loss = Callable[..., Tensor]
@@ -48,6 +49,36 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def _visible_backward(model: nn.Module) -> Iterator[None]:
+    """Refuse what changes gradients where the graph does not show it.
+
+    A traced graph holds forward ops alone; the rules supply their derivatives. Hooks and functions with
+    a backward of their own would make those wrong, and a bound too small.
+    """
+    for kind, owners in (("module", model.named_modules()), ("parameter", model.named_parameters())):
+        for name, owner in owners:
+            if getattr(owner, "_backward_hooks", None) or getattr(owner, "_backward_pre_hooks", None):
+                raise TraceError(
+                    f"{kind} {name!r} has a backward hook, which can change gradients unseen; remove it, or bound the "
+                    "network before hooks are registered"
+                )
+
+    def refuse(what: str) -> Callable[..., Any]:
+        def raise_error(*args: Any, **kwargs: Any) -> Any:
+            raise TraceError(
+                f"the forward pass calls {what}, whose backward the graph does not show; bound the network without it"
+            )
+
+        return raise_error
+
+    with (
+        mock.patch.object(torch.autograd.Function, "apply", refuse("a torch.autograd.Function")),
+        mock.patch.object(Tensor, "register_hook", refuse("Tensor.register_hook")),
+    ):
+        yield
+
+
 def trace(
     model: nn.Module,
     args: Sequence[Any],
@@ -55,31 +86,38 @@ def trace(
     loss: Loss | None,
     targets: Sequence[Any],
     training: bool,
-) -> ExportedProgram:
+) -> tuple[ExportedProgram, dict[str, nn.Parameter]]:
     """Export the network with its loss, functionalised, and leave the network as it was.
 
+    Returns:
+        The program, and the parameter behind each placeholder, those of a loss module included.
+
     Raises:
-        TraceError: `torch.export` cannot trace it, or the loss is not a scalar.
+        TraceError: `torch.export` cannot trace it, the loss is not a scalar, or something changes
+            gradients unseen.
     """
     objective = _Objective(model, loss)
-    with _mode(model, training):
+    with _mode(model, training), _visible_backward(objective):
         try:
             exported: ExportedProgram = torch.export.export(
                 objective, (tuple(args), dict(kwargs), tuple(targets)), strict=False
             ).run_decompositions({})
+        except TraceError:
+            raise
         except Exception as error:  # torch.export raises errors of many kinds; each is told and chained
+            message = (str(error).strip().splitlines() or ["no message"])[0]
             raise TraceError(
-                f"torch.export cannot trace {type(model).__name__}: {type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}. Check that the model "
-                "runs on the given args, and that its control flow does not depend on values of tensors"
+                f"torch.export cannot trace {type(model).__name__}: {type(error).__name__}: {message}. Check that the "
+                "model runs on the given args, and that its control flow does not depend on values of tensors"
             ) from error
     if loss is not None:
-        (outputs,) = exported.graph.find_nodes(op="output")[0].args
-        shapes = [tuple(node.meta["val"].shape) for node in outputs if isinstance(node, fx.Node)]
+        shapes = [tuple(node.meta["val"].shape) for node in user_outputs(exported)]
         if shapes != [()]:
             raise TraceError(f"loss(output, *targets) must give one scalar, it gave tensors of shapes {shapes}")
     _drop_trivial_broadcasts(exported.graph)
-    return exported
+    parameters = dict(objective.named_parameters(remove_duplicate=False))
+    signature = exported.graph_signature.inputs_to_parameters
+    return exported, {placeholder: parameters[name] for placeholder, name in signature.items()}
 
 
 def _drop_trivial_broadcasts(graph: fx.Graph) -> None:
@@ -92,6 +130,17 @@ def _drop_trivial_broadcasts(graph: fx.Graph) -> None:
             if operand.meta["val"].shape == node.meta["val"].shape:
                 node.replace_all_uses_with(operand)
                 graph.erase_node(node)
+
+
+def user_outputs(exported: ExportedProgram) -> list[fx.Node]:
+    """The tensors that the module returns, without the buffers that it changed."""
+    (nodes,) = exported.graph.find_nodes(op="output")[0].args
+    specs = exported.graph_signature.output_specs
+    return [
+        node
+        for node, spec in zip(nodes, specs, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(node, fx.Node)
+    ]
 
 
 def user_inputs(exported: ExportedProgram, inputs: Any) -> dict[str, Tensor]:
