@@ -54,7 +54,6 @@ class Exchange:
         bytes: bytes this worker has handed to collectives.
         wire_bytes: bytes this worker must have sent, were every collective a ring.
         seconds: time this worker was blocked in collectives (on GPUs: in launching them).
-        collectives: how many were started.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -64,7 +63,6 @@ class Exchange:
         self.bytes = 0
         self.wire_bytes = 0.0
         self.seconds = 0.0
-        self.collectives = 0
 
     def start(self, requests: Sequence[Request]) -> "Pending":
         """Launch one collective for each kind and dtype among the requests; all workers in the same order."""
@@ -77,7 +75,8 @@ class Exchange:
             tensors = [requests[position].tensor for position in positions]
             payload = torch.cat([tensor.reshape(-1) for tensor in tensors])
             if collective is AllReduceMean:
-                buffer = payload
+                # Divided before the sum, as DDP does: in float16 the sum of large gradients would overflow.
+                buffer = payload.div_(self.world_size)
                 work = dist.all_reduce(buffer, group=self._group, async_op=True)
             else:
                 buffer = payload.new_empty(self.world_size, payload.numel())
@@ -85,7 +84,6 @@ class Exchange:
             size = payload.numel() * payload.element_size()
             self.bytes += size
             self.wire_bytes += ring_bytes(collective, size, self.world_size)
-            self.collectives += 1
             flights.append(_Flight(collective, positions, tensors, buffer, work))
         self.seconds += time.perf_counter() - started
         return Pending(self, len(requests), flights)
@@ -110,8 +108,6 @@ class Pending:
         world_size = self._exchange.world_size
         for flight in self._flights:
             flight.work.wait()
-            if flight.collective is AllReduceMean:
-                flight.buffer.div_(world_size)
             parts = torch.split(flight.buffer, [tensor.numel() for tensor in flight.tensors], dim=-1)
             for position, tensor, part in zip(flight.positions, flight.tensors, parts, strict=True):
                 shape = tensor.shape if flight.collective is AllReduceMean else (world_size, *tensor.shape)

@@ -37,7 +37,7 @@ def register(
         compressor: without a plan: a name, a mapping or an object, or several candidates.
         policy: without a plan: decides the ranks.
         bounds: without a plan: from `rank_bounds`.
-        audit: every how many steps to measure what was true; None for never.
+        audit: how often to measure what was true, such as `{"every": 50}`; None for never.
         seed: of the random factors; the same on all workers.
 
     Returns:
@@ -58,11 +58,22 @@ def register(
     if plan is None:
         assert compressor is not None
         plan = make_plan(model, compressor, policy, bounds=bounds, world_size=world_size)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan is {plan!r}; it must come from make_plan. A compressor goes into compressor=")
     _check(plan, model, world_size)
-    settings = audit if isinstance(audit, AuditSettings) else AuditSettings.model_validate(audit or {"every": 0})
-    state = CompressionState(plan, model, settings, seed)
-    model.register_comm_hook(state, _hook)
+    state = CompressionState(plan, model, _audit_settings(audit), seed)
+    state.attach(model, _hook)
     return state
+
+
+def _audit_settings(audit: AuditSettings | Mapping[str, Any] | None) -> AuditSettings:
+    if isinstance(audit, AuditSettings):
+        return audit
+    if audit is None:
+        return AuditSettings(every=0)
+    if not isinstance(audit, Mapping):
+        raise ValueError(f"audit is {audit!r}; it must be a mapping such as {{'every': 50}}, AuditSettings or None")
+    return AuditSettings.model_validate(audit)
 
 
 def _check(plan: Plan, model: DistributedDataParallel, world_size: int) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from compress.matrix import canonical_name, matrix_shape
+from compress.matrix import canonical_name, matrix_shape, unwrapped
 
 
 @dataclass(frozen=True)
@@ -39,37 +40,56 @@ class ParameterInfo:
         return matrix_shape(self.shape if self.is_matrix else (1, *self.shape, 1))
 
 
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters whose gradients are averaged, by canonical name, in the order of `named_parameters()`.
+
+    Left out are frozen ones, and those that DistributedDataParallel was told to ignore.
+
+    Raises:
+        ValueError: two names are the same but for a prefix of torch.compile.
+    """
+    network = unwrapped(model)
+    ignored: set[str] = getattr(model, "parameters_to_ignore", set()) if network is not model else set()
+    found: dict[str, nn.Parameter] = {}
+    for raw_name, parameter in network.named_parameters():
+        name = canonical_name(raw_name)
+        if name in found:
+            raise ValueError(f"two parameters are called {name!r} without torch.compile's prefix; rename one")
+        # DDP spells the names of parameters that the network itself holds with a dot before them.
+        spelled = raw_name if "." in raw_name else f".{raw_name}"
+        if parameter.requires_grad and spelled not in ignored:
+            found[name] = parameter
+    return found
+
+
 def describe(model: nn.Module) -> list[ParameterInfo]:
-    """Describe every trainable parameter, in the order of `named_parameters()`."""
-    names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
-    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    weights: dict[int, tuple[str, str | None]] = {}
-    biases: dict[int, tuple[str, str]] = {}
-    for module_name, module in model.named_modules():
-        if type(module).forward is not nn.Linear.forward or not isinstance(module, nn.Linear):
+    """Describe every parameter whose gradient is averaged."""
+    parameters = named_parameters(model)
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    network = unwrapped(model)
+    owners = Counter(id(parameter) for module in network.modules() for parameter in module.parameters(recurse=False))
+    fields: dict[str, dict[str, str | None]] = {name: {} for name in parameters}
+    for module_name, module in network.named_modules():
+        if not _calls_linear(module):
             continue
-        weight, bias = module.weight, module.bias
-        alone = all(owners[id(parameter)] == 1 for parameter in (weight, bias) if parameter is not None)
-        if not alone or not weight.requires_grad:
+        weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
+        shared = any(owners[id(parameter)] > 1 for parameter in (module.weight, module.bias) if parameter is not None)
+        if shared or weight is None:
             continue
         layer = canonical_name(module_name + ".").removesuffix(".")
-        trainable_bias = bias is not None and bias.requires_grad
-        weights[id(weight)] = (layer, names[id(bias)] if trainable_bias else None)
-        if trainable_bias:
-            biases[id(bias)] = (layer, names[id(weight)])
+        fields[weight] = {"linear": layer, "bias": bias}
+        if bias is not None:
+            fields[bias] = {"linear": layer, "weight": weight}
+    return [
+        ParameterInfo(name, tuple(parameter.shape), parameter.dtype, **fields[name])
+        for name, parameter in parameters.items()
+    ]
 
-    infos = []
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        key = id(parameter)
-        name, shape = names[key], tuple(parameter.shape)
-        if key in weights:
-            layer, bias_name = weights[key]
-            infos.append(ParameterInfo(name, shape, parameter.dtype, linear=layer, bias=bias_name))
-        elif key in biases:
-            layer, weight_name = biases[key]
-            infos.append(ParameterInfo(name, shape, parameter.dtype, linear=layer, weight=weight_name))
-        else:
-            infos.append(ParameterInfo(name, shape, parameter.dtype))
-    return infos
+
+def _calls_linear(module: nn.Module) -> bool:
+    """Whether calling the module is all that uses its weight: attention reads the weight of its output map itself."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+    )

@@ -183,7 +183,10 @@ def make_plan(
 def _candidates(compressor: CompressorSpec | Sequence[CompressorSpec]) -> list[Compressor]:
     if isinstance(compressor, (str, Mapping, Compressor)):
         return [make_compressor(compressor)]
-    return [make_compressor(item) for item in compressor]
+    candidates = [make_compressor(item) for item in compressor]
+    if not candidates:
+        raise ValueError("compressor is an empty list; give one candidate or more")
+    return candidates
 
 
 def _check_same_network(matrices: Sequence[ParameterInfo], bounds: Bounds) -> None:

@@ -84,4 +84,4 @@ def make_policy(spec: str | Mapping[str, Any] | Policy) -> Policy:
     Raises:
         ValueError: it is unknown, or a field is wrong.
     """
-    return parse(spec, POLICIES, "policy")
+    return parse(spec, POLICIES, Policy, "policy")

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,14 +18,16 @@ class Spec(BaseModel):
 S = TypeVar("S", bound=Spec)
 
 
-def parse(spec: str | Mapping[str, Any] | S, kinds: Mapping[str, type[S]], what: str) -> S:
+def parse(spec: str | Mapping[str, Any] | S, kinds: Mapping[str, type[S]], base: type[Any], what: str) -> S:
     """Read a name, a mapping with a `kind`, or an object that is one already.
 
     Raises:
         ValueError: the kind is unknown, or a field is unknown or of the wrong type.
     """
-    if isinstance(spec, Spec):
-        return spec
+    if isinstance(spec, base):
+        return cast(S, spec)
+    if not isinstance(spec, (str, Mapping)):
+        raise ValueError(f"{what} is {spec!r}; it must be a name, a mapping with a kind, or a {base.__name__}")
     fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
     kind = str(fields.get("kind"))
     if kind not in kinds:

@@ -1,6 +1,6 @@
 """What compression keeps between steps, and how one step goes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from compress.audit.auditor import AuditRow, AuditSettings, AuditStep
 from compress.compressors.base import Matrix, Rounds
 from compress.compressors.dad import Capture
 from compress.exchange import Exchange, Pending, Request
-from compress.matrix import canonical_name
+from compress.layers import named_parameters
 from compress.plan import Plan
 
 
@@ -67,7 +67,7 @@ class CompressionState:
         self._audit = audit
         self._seed = seed
         self._memories: dict[str, dict[str, Tensor]] = {}
-        self._names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
+        self._names = {id(parameter): name for name, parameter in named_parameters(model).items()}
         # A captured layer's bias is delivered by its weight's algorithm, which waits for both.
         self._members = {
             name: (name, assignment.info.bias) if assignment.info.bias is not None else (name,)
@@ -75,9 +75,14 @@ class CompressionState:
             if assignment.compressor.captures and assignment.info.is_matrix
         }
         self._owner = {member: name for name, members in self._members.items() for member in members}
-        layers = {plan[name].info.linear: name for name in self._members}
-        self._capture = Capture(model, {layer: name for layer, name in layers.items() if layer is not None})
+        self._capture: Capture | None = None
         self._current = _Step()
+
+    def attach(self, model: DistributedDataParallel, hook: Callable[..., Any]) -> None:
+        """Register the hook, and capture what the plan's methods need; called once."""
+        model.register_comm_hook(self, hook)
+        layers = {self.plan[name].info.linear: name for name in self._members}
+        self._capture = Capture(model, {layer: name for layer, name in layers.items() if layer is not None})
 
     @property
     def bytes_sent(self) -> int:
@@ -115,7 +120,7 @@ class CompressionState:
             step=self.step,
             seed=self._seed,
             memory=self._memories.setdefault(name, {}),
-            captured=self._capture.take(name),
+            captured=self._capture.take(name) if self._capture is not None else {},
         )
         current.matrices.append(matrix)
         return assignment.compressor.rounds(matrix)
@@ -155,6 +160,7 @@ class CompressionState:
         return {
             "step": self.step,
             "seed": self._seed,
+            "methods": {name: self._method(name) for name in self.plan},
             "memories": {
                 name: {key: tensor.clone() for key, tensor in memory.items()} for name, memory in self._memories.items()
             },
@@ -164,13 +170,25 @@ class CompressionState:
         """Take up a state that this worker saved, also with a fresh DDP object.
 
         Raises:
-            ValueError: a parameter is unknown to the plan.
+            ValueError: it was saved under another plan, whose memories mean nothing to this one.
         """
-        unknown = sorted(set(state["memories"]) - set(self.plan))
-        if unknown:
-            raise ValueError(f"the state holds parameters that the plan does not: {', '.join(unknown[:5])}")
+        here = {name: self._method(name) for name in self.plan}
+        odd = [name for name in here.keys() | state["methods"].keys() if here.get(name) != state["methods"].get(name)]
+        if odd:
+            name = min(odd)
+            raise ValueError(
+                f"the state was saved under another plan: {name} was {state['methods'].get(name, 'not in it')}, and is "
+                f"{here.get(name, 'not in it')} here; register with the plan that it was saved under"
+            )
         self.step = int(state["step"])
         self._seed = int(state["seed"])
         self._memories = {
             name: {key: tensor.clone() for key, tensor in memory.items()} for name, memory in state["memories"].items()
         }
+
+    def _method(self, name: str) -> str:
+        """What decides the meaning of a parameter's memory, in words."""
+        assignment = self.plan[name]
+        shape = "×".join(str(size) for size in assignment.info.shape)
+        exact = "lossless" if assignment.lossless else "with error feedback"
+        return f"{assignment.method} of {assignment.fit.columns} columns, {exact}, for {shape}"

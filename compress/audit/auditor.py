@@ -1,5 +1,6 @@
 """The auditor: compares what was delivered with the true mean gradient, every so many steps."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from compress.audit.rank import measure_rank
 from compress.compressors.base import Matrix
 from compress.exchange import AllReduceMean, Exchange
 from compress.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 
 class AuditSettings(BaseModel):
@@ -136,7 +139,7 @@ class AuditStep:
         self.seconds += time.perf_counter() - started
 
     def after(self, delivered: Mapping[str, Tensor]) -> list[AuditRow]:
-        """Measure, on rank 0 (elsewhere nothing): one row for each matrix.
+        """Measure, on rank 0: one row for each matrix. Elsewhere, and where a gradient is not finite: none.
 
         Args:
             delivered: gradients by name, of which the audited matrices are read.
@@ -144,7 +147,11 @@ class AuditStep:
         started = time.perf_counter()
         rows = []
         if self._exchange.rank == 0:
-            rows = [self._measure(name, delivered[name].reshape(true.shape)) for name, true in self._true.items()]
+            finite = all(bool(torch.isfinite(tensor).all()) for tensor in self._input.values())
+            if finite:
+                rows = [self._measure(name, delivered[name].reshape(true.shape)) for name, true in self._true.items()]
+            else:
+                logger.warning("step %d: a gradient is not finite, so the step is not audited", self._step)
         self.seconds += time.perf_counter() - started
         return rows
 

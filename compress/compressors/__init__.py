@@ -19,7 +19,7 @@ def make_compressor(spec: str | Mapping[str, Any] | Compressor) -> Compressor:
     Raises:
         ValueError: it is unknown, or a field is wrong.
     """
-    return parse(spec, COMPRESSORS, "compressor")
+    return parse(spec, COMPRESSORS, Compressor, "compressor")
 
 
 __all__ = ["COMPRESSORS", "DAD", "Compressor", "Dense", "PowerSGD", "make_compressor"]

@@ -67,4 +67,4 @@ class PowerSGD(Compressor):
         return torch.where(warm.abs().amax(dim=0) > 0, warm, fresh)
 
     def error_feedback(self, matrix: Matrix) -> Tensor | None:
-        return matrix.memory.get("residual")
+        return None if matrix.fit.lossless else matrix.memory.get("residual")

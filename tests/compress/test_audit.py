@@ -138,3 +138,18 @@ def test_audits_change_nothing_bit_for_bit(workers):
     with_audits, without = workers(2)(audited_or_not, 1), workers(2)(audited_or_not, 0)
     for first, second in zip(with_audits, without, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def not_finite(rank):
+    model = chain(torch.float32)
+    ddp = DistributedDataParallel(model)
+    state = compress.register(ddp, compressor="dense", audit={"every": 1})
+    for step in range(2):
+        ddp.zero_grad()
+        scale = float("inf") if step == 0 and rank == 1 else 1.0
+        (ddp(torch.ones(4, 32)).square().mean() * scale).backward()
+    return sorted({row.step for row in state.audits}), state.step
+
+
+def test_a_gradient_that_is_not_finite_is_not_audited_and_stops_nothing(workers):
+    assert workers(2)(not_finite) == [([1], 2), ([], 2)]

@@ -15,6 +15,9 @@ import compress
 from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
 from compress.layers import ParameterInfo
 
+ROWS = 6
+"""Rows of a worker's batch: few enough that dAD is worth its bytes."""
+
 
 def deep(width: int = 24, bottleneck: int = 4, depth: int = 4, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     torch.manual_seed(2)
@@ -27,14 +30,14 @@ def deep(width: int = 24, bottleneck: int = 4, depth: int = 4, dtype: torch.dtyp
 def loss_of(model: nn.Module, rank: int, step: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(100 * step + rank)
     width = next(model.parameters()).shape[1]
-    x = torch.randn(32, width, generator=generator, dtype=dtype)
+    x = torch.randn(ROWS, width, generator=generator, dtype=dtype)
     y = model(x)
     return F.mse_loss(y, torch.randn(y.shape, generator=generator, dtype=dtype))
 
 
 def bounds_of(model: nn.Module, world_size: int, dtype: torch.dtype = torch.float64) -> compress.Bounds:
     width = next(model.parameters()).shape[1]
-    x = torch.randn(32, width, dtype=dtype)
+    x = torch.randn(ROWS, width, dtype=dtype)
     target = torch.randn(model(x).shape, dtype=dtype)
     return compress.rank_bounds(model, (x,), loss=F.mse_loss, targets=(target,), world_size=world_size)
 
@@ -59,6 +62,7 @@ def many_buckets(rank, compressor, policy, width, steps):
     for step in range(steps):
         ddp.zero_grad()
         loss_of(ddp, rank, step).backward()
+    assert compressor in {assignment.method for assignment in state.plan.values()}
     return len(buckets), state.step, grads(ddp)
 
 
@@ -82,7 +86,8 @@ def zero_then_true(rank, compressor, policy, dtype):
     twin = deep(dtype=dtype)
     bounds = bounds_of(model, 2, dtype)
     ddp = DistributedDataParallel(model)
-    compress.register(ddp, compressor=compressor, policy=policy, bounds=bounds)
+    state = compress.register(ddp, compressor=compressor, policy=policy, bounds=bounds)
+    assert compressor in {assignment.method for assignment in state.plan.values()}
     errors = []
     for step in range(6):
         ddp.zero_grad()
@@ -256,7 +261,7 @@ def test_dad_is_exact_for_repeated_uneven_and_outside_uses_and_says_what_it_send
         assert worst < 1e-12
         assert methods["inside.weight"] == methods["inside.bias"] == methods["outside.weight"] == "dad"
         assert len(messages) == 1
-        assert "outside.weight is used outside its nn.Linear" in messages[0]
+        assert "outside.weight: inputs and adjoints of its nn.Linear do not account" in messages[0]
 
 
 def resumed(rank, stop):
@@ -305,19 +310,142 @@ def test_coarse_types_are_kept_and_never_certified_lossless(workers, dtype):
     assert workers(2)(half_precision, dtype) == [(dtype, True, False)] * 2
 
 
-def skipped_synchronisation(rank):
-    """`no_sync` keeps gradients local until the next synchronised backward."""
-    model = deep()
-    bounds = bounds_of(model, 2)
+def odd_sizes(rank):
+    """Largest deviation of dAD in float32 at sizes that put headers at odd places."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(31, 33), nn.Linear(33, 29))
+    twin = nn.Sequential(nn.Linear(31, 33), nn.Linear(33, 29))
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(3, 31)
+    bounds = compress.rank_bounds(model, (x,), loss=lambda y: y.square().mean())
     ddp = DistributedDataParallel(model)
     state = compress.register(ddp, compressor="dad", bounds=bounds)
-    with ddp.no_sync():
+    assert [assignment.method for assignment in state.plan.values()] == ["dad"] * 4 or bounds.world_size == 1
+    ddp(x).square().mean().backward()
+    twin(x).square().mean().backward()
+    found, true = grads(ddp), grads(twin)
+    return max(float((found[name] - true[name]).norm() / true[name].norm()) for name in true), state.bytes_sent
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_dad_serves_odd_sizes_in_float32(workers, world_size):
+    for worst, _ in workers(world_size)(odd_sizes):
+        assert worst < 1e-5
+
+
+def under_autocast(rank):
+    model = deep(dtype=torch.float32)
+    bounds = bounds_of(model, 2, torch.float32)
+    ddp = DistributedDataParallel(model)
+    state = compress.register(ddp, compressor="dad", bounds=bounds)
+    sent = []
+    for step in range(3):
+        before = state.bytes_sent
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(ddp, rank, step, torch.float32)
+        ddp.zero_grad()
+        loss.backward()
+        sent.append(state.bytes_sent - before)
+    return sent, state.plan.dense.bytes
+
+
+def test_dad_goes_dense_for_good_where_rows_do_not_account_for_the_gradient(workers):
+    for (first, *later), dense in workers(2)(under_autocast):
+        assert first > dense  # factors, and then dense
+        assert later == [dense] * 2
+
+
+def called_by_keyword(rank):
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(24, 24, dtype=torch.float64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(input=x)
+
+    model = Keyword()
+    bounds = compress.rank_bounds(model, (torch.randn(2, 24, dtype=torch.float64),), world_size=2)
+    ddp = DistributedDataParallel(model)
+    state = compress.register(ddp, compressor="dad", bounds=bounds)
+    ddp(torch.randn(2, 24, dtype=torch.float64)).sum().backward()
+    return state.bytes_sent == state.plan.bytes
+
+
+def test_layers_called_by_keyword_are_captured(workers):
+    assert workers(2)(called_by_keyword) == [True, True]
+
+
+def confusing_names(rank):
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(24, 24, bias=False, dtype=torch.float64)
+            self.module = nn.ModuleDict({"fc": nn.Linear(24, 24, bias=False, dtype=torch.float64)})
+            self.frozen = nn.Parameter(torch.randn(2, 2), requires_grad=False)
+            self.extra = nn.Linear(24, 24, dtype=torch.float64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module["fc"](self.fc(x)) + self.extra(x)
+
+    torch.manual_seed(rank)
+    model = Inner()
+    x = torch.randn(4, 24, dtype=torch.float64)
+    bounds = compress.rank_bounds(model, (x,), world_size=2)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["extra.bias"])
+    ddp = DistributedDataParallel(model)
+    state = compress.register(ddp, compressor="dad", bounds=bounds)
+    (ddp(x).square().sum() * (rank + 1)).backward()
+    return sorted(state.plan), grads(model)["module.fc.weight"], sorted(bounds), bounds["module.module.fc.weight"].rank
+
+
+def test_a_submodule_called_module_frozen_and_ignored_parameters(workers):
+    first, second = workers(2)(confusing_names)
+    assert first[0] == ["extra.weight", "fc.weight", "module.fc.weight"]
+    assert torch.equal(first[1], second[1])
+    assert first[2] == ["extra.weight", "fc.weight", "frozen", "module.fc.weight"]
+    assert first[3] == 8
+
+
+def other_plan(rank):
+    model = deep()
+    bounds = bounds_of(model, 2)
+
+    def wrap(rank_asked: int) -> compress.CompressionState:
+        ddp = DistributedDataParallel(model)
+        policy = {"kind": "fixed", "rank": rank_asked}
+        state = compress.register(ddp, compressor="powersgd", policy=policy, bounds=bounds)
         loss_of(ddp, rank, 0).backward()
-    return state.step, state.bytes_sent
+        return state
+
+    saved = wrap(2).state_dict()
+    try:
+        wrap(4).load_state_dict(saved)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
 
 
-def test_no_sync_sends_nothing(workers):
-    assert workers(2)(skipped_synchronisation) == [(0, 0), (0, 0)]
+def test_a_state_of_another_plan_is_refused(workers):
+    for message in workers(2)(other_plan):
+        assert "saved under another plan: 0.weight was powersgd of 2 columns" in message
+
+
+def kept_rows(rank):
+    """Rows that the capture of a discarded DDP object goes on collecting."""
+    model = deep()
+    bounds = bounds_of(model, 2)
+    states = []
+    for _ in range(2):
+        ddp = DistributedDataParallel(model)
+        states.append(compress.register(ddp, compressor="dad", bounds=bounds))
+    for step in range(3):
+        loss_of(ddp, rank, step).backward()
+    return [len(state._capture._rows) for state in states]
+
+
+def test_wrapping_anew_ends_the_old_capture(workers):
+    assert workers(2)(kept_rows) == [[0, 0]] * 2
 
 
 class TestPlan:
@@ -353,6 +481,8 @@ class TestPlan:
             ({"compressor": "powersgd", "policy": {"kind": "fixed", "rank": 0}}, "rank: .*greater than or equal to 1"),
             ({"compressor": {"kind": "powersgd", "oversampling": 3}, "policy": "bound"}, r"oversample\)"),
             ({"compressor": "powersgd", "policy": "bound", "bounded": False}, "needs bounds"),
+            ({"compressor": []}, "empty list"),
+            ({"compressor": compress.FixedPolicy(rank=1)}, "must be a name, a mapping with a kind, or a Compressor"),
         ],
     )
     def test_mistakes_are_refused(self, arguments, message):
@@ -367,6 +497,8 @@ class TestPlan:
     def test_dad_declines_what_it_cannot_capture(self):
         info = ParameterInfo("conv.weight", (8, 3, 3, 3), torch.float32)
         assert isinstance(compress.DAD().fit(Sizing(info, None, None, 10)), Unfit)
+        info = ParameterInfo("linear.weight", (64, 64), torch.bfloat16, linear="linear")
+        assert isinstance(compress.DAD().fit(Sizing(info, None, None, 2)), Unfit)
 
 
 def refusals(rank):
@@ -380,6 +512,8 @@ def refusals(rank):
         lambda: compress.register(ddp),
         lambda: compress.register(ddp, compress.make_plan(deep(width=16), "dense", world_size=2)),
         lambda: compress.register(ddp, compress.make_plan(deep(), "dense", world_size=4)),
+        lambda: compress.register(ddp, "powersgd"),
+        lambda: compress.register(ddp, compressor="dense", audit=50),
     ):
         try:
             call()
@@ -396,9 +530,11 @@ def test_register_refuses_what_cannot_be_right(workers):
         "either a plan or",
         "another network",
         "world_size=4",
+        "must come from make_plan",
+        "{'every': 50}",
     ]
     for messages in workers(2)(refusals):
-        assert [word in message for word, message in zip(words, messages, strict=True)] == [True] * 5
+        assert [word in message for word, message in zip(words, messages, strict=True)] == [True] * len(words)
 
 
 def wrapped_twice(rank):
