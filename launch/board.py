@@ -131,6 +131,10 @@ class Board:
         if own:
             return {"message": f"worker {own[0].rank}: {own[0].message}", "traceback": traceback}
         silent = sorted(set(range(self._world_size)) - {failure.rank for failure in cell.failures})
-        names = ", ".join(f"worker {rank} ({self._workers.get(rank, 'never joined')})" for rank in silent)
-        died = f"{names} died: killed, or out of memory" if names else "workers lost each other"
-        return {"message": died, "traceback": traceback}
+        if not silent:  # all are alive, and waited in vain
+            said = cell.failures[0].message
+            message = f"workers lost each other, or waited longer than cluster.timeout_s: {said}"
+        else:
+            names = ", ".join(f"worker {rank} ({self._workers.get(rank, 'never joined')})" for rank in silent)
+            message = f"{names} died (killed, or out of memory) or is stuck"
+        return {"message": message, "traceback": traceback}

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # torch.export's own deprecations are none of the user's business.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|copyreg")
     options = make_parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False)
     try:
         code = options.command(options, console)
     except UserError as error:
@@ -146,8 +146,9 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 
     well = True
     for finding in examine(options.uri):
-        mark = "[green]ok[/]  " if not finding.mend else "[red]mend[/]"
-        console.print(f"{mark}  {finding.what:<13} {finding.found}", highlight=False, soft_wrap=True)
+        mark, style = ("ok", "green") if not finding.mend else ("mend", "red")
+        console.print(f"{mark:<4}", style=style, end="  ")
+        console.print(f"{finding.what:<13} {finding.found}", highlight=False, soft_wrap=True)
         if finding.mend:
             well = False
             console.print(f"      {'':<13} → {finding.mend}", highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,11 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launch.board import Board
 from launch.config import ClusterSettings
-from launch.errors import UserError
+from launch.errors import UserError, first_line
 from launch.planning import PlannedCell
 from launch.ray_environment import ray_address
 from launch.worker import work
@@ -38,17 +40,32 @@ def cluster(settings: ClusterSettings, log: Path) -> Iterator[None]:
     _divert_logs(log)
     address = ray_address(settings)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    _check_answers(address)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cluster.address: no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or "
-            "leave the address out to start one here"
+            f"cluster.address: found {address!r}; no Ray cluster could be joined or started: {first_line(error)}. "
+            "Start one with `ray start --head`, or leave the address out to start one here"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Tell at once where nobody listens; Ray would try for a minute."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.address: found {address!r}, where nobody answers ({error.strerror or error}); allowed is the "
+            "address of a running Ray cluster, such as `ray start --head` prints"
+        ) from error
 
 
 def _divert_logs(log: Path) -> None:
@@ -107,10 +124,19 @@ class Group:
             yield ray.get(self.board.drain.remote(GRACE_S))
             time.sleep(POLL_S)
         yield ray.get(self.board.drain.remote(0.0))
-        reason = str(self.errors[0]).splitlines()[0] if self.errors else "the worker group ended early"
+        reason = _reason(self.errors[0]) if self.errors else "the worker group ended early"
         lost = ray.get(self.board.unfinished.remote())
         trace = "".join(map(str, self.errors))
         yield [{"event": "failed", "cell": number, "message": reason, "traceback": trace} for number in lost]
+
+
+def _reason(error: Exception) -> str:
+    """What ended a worker group, in one line: of Ray Train's collected errors, the first worker's own."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for rank, failure in failures.items():
+        said = str(failure).strip().splitlines()
+        return f"worker {rank}: {said[-1] if said else type(failure).__name__}"
+    return first_line(error)
 
 
 def start_group(cells: Sequence[PlannedCell], folder: Path) -> Group:
@@ -122,7 +148,13 @@ def start_group(cells: Sequence[PlannedCell], folder: Path) -> Group:
     """
     settings = cells[0].cell.config.cluster
     backend = choose_backend(settings)
-    board = ray.remote(Board).options(num_cpus=0).remote([cell.cell.index for cell in cells], settings.workers)
+    # On the driver's own node: another one may leave, and the board with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = (
+        ray.remote(Board)
+        .options(num_cpus=0, scheduling_strategy=here)
+        .remote([cell.cell.index for cell in cells], settings.workers)
+    )
     trainer = DataParallelTrainer(
         work,
         train_loop_config={

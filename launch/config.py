@@ -120,7 +120,7 @@ class CellConfig(Settings):
     @property
     def values(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        values: dict[str, Any] = self.model_dump(mode="json", include=set(CellConfig.model_fields))
+        values: dict[str, Any] = self.model_dump(mode="json")
         # Fields are declared by their base class; their settings are the chosen kind's.
         values["model"], values["data"] = self.model.model_dump(mode="json"), self.data.model_dump(mode="json")
         values["policy"] = self.policy.model_dump(mode="json")
@@ -133,8 +133,8 @@ class CellConfig(Settings):
         return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class StudyConfig(CellConfig):
-    """A study file: the settings of its cells, and what varies between them."""
+class StudyConfig(Settings):
+    """What a study file holds besides the settings of its cells."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str = ""

@@ -16,8 +16,10 @@ QUALITY = ("accuracy", "perplexity", "reconstruction_error", "loss")
 """Held-out measures, in order of preference."""
 
 
-def report(store: Store, experiment: str | None, folder: Path, console: Console) -> Path | None:
-    """Print the newest study of an experiment as a table and draw its figure.
+def report(
+    store: Store, experiment: str | None, folder: Path, console: Console, *, run_id: str | None = None
+) -> Path | None:
+    """Print a study as a table and draw its figure: the one of `run_id`, else the newest of the experiment.
 
     Returns:
         The figure's path; None where no cell has finished.
@@ -25,7 +27,7 @@ def report(store: Store, experiment: str | None, folder: Path, console: Console)
     Raises:
         UserError: there is no such experiment or no study in it.
     """
-    study = read_study_record(store, experiment)
+    study = read_study_record(store, experiment, run_id)
     cells = read_cells(study.cells)
     if cells.empty:
         console.print("No cell has finished.")

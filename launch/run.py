@@ -70,9 +70,9 @@ def run_study(study: Study, console: Console) -> int:
         The exit code: 0; 1 where a cell failed; 130 after Ctrl-C.
 
     Raises:
-        UserError: the study cannot be run as it is; nothing has started then.
+        UserError: the study cannot be run as it is; no worker has started then.
     """
-    ray_environment.prepare(study.config.cluster)
+    ray_environment.prepare(study.cells[0].config.cluster)
     from launch import cluster  # not before the environment is prepared; other commands are spared the seconds
 
     started = time.monotonic()
@@ -80,15 +80,16 @@ def run_study(study: Study, console: Console) -> int:
     log = Path(".gradrank") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}.log"
     cells = [plan_cell(cell) for cell in study.cells]
     groups = _by_cluster(cells)
+    joined = cells[0].cell.config.cluster
     console.print(f"{config.name}: {len(cells)} cells; Ray's log: {log}", highlight=False, soft_wrap=True)
     failures: list[str] = []
     with _terminate_as_interrupt(), ThreadPoolExecutor(1) as background:
         opening = background.submit(Store.open, config.tracking.uri)  # takes as long as Ray does to start
-        with cluster.cluster(config.cluster, log):
+        with cluster.cluster(joined, log):
             store = opening.result()
             for group in groups:
                 cluster.check_resources(group[0].cell.config.cluster)
-            run = StudyRun(store, config.experiment, _run_name(config.name), config.description, _values(study))
+            run = StudyRun(store, config.experiment, _run_name(config.name), config.description, study.values)
             status = "FAILED"
             try:
                 failures = _follow(groups, run, console, log)
@@ -98,9 +99,9 @@ def run_study(study: Study, console: Console) -> int:
             finally:
                 run.end(status)
     if status == "KILLED":
-        console.print("[yellow]Interrupted[/]: workers are ended, unfinished runs are marked KILLED.")
+        console.print("Interrupted: workers are ended, unfinished runs are marked KILLED.", style="yellow")
         return INTERRUPTED
-    picture = report(store, config.experiment, Path("reports"), console)
+    picture = report(store, config.experiment, Path("reports"), console, run_id=run.run_id)
     if picture is not None:
         run.attach(picture)
         console.print(f"Figure: {picture}", highlight=False, soft_wrap=True)
@@ -108,7 +109,7 @@ def run_study(study: Study, console: Console) -> int:
     console.print(f"Compare in MLflow: gradrank ui{uri}", highlight=False, soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s", highlight=False)
     for failure in failures:
-        console.print(f"[red]FAILED[/] {failure}", highlight=False, soft_wrap=True)
+        console.print(f"FAILED {failure}", style="red", highlight=False, soft_wrap=True)
     if failures:
         console.print(f"{len(failures)} of {len(cells)} cells failed; log: {log.absolute()}", soft_wrap=True)
     return 1 if failures else 0
@@ -176,16 +177,6 @@ def _by_cluster(cells: Sequence[PlannedCell]) -> list[list[PlannedCell]]:
         return planned.cell.config.cluster.model_dump_json()
 
     return [list(group) for _, group in groupby(sorted(cells, key=key), key)]
-
-
-def _values(study: Study) -> dict[str, Any]:
-    config = study.config
-    return {
-        "name": config.name,
-        "description": config.description,
-        **config.values,
-        "sweep": config.sweep,
-    }
 
 
 def _run_name(name: str) -> str:

@@ -48,9 +48,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A study whose every cell is valid."""
+    """A study whose every cell is valid.
+
+    Attributes:
+        path: of its file.
+        values: of the file, with overrides, as plain values.
+        config: name, tracking, sweep.
+        cells: one or more.
+    """
 
     path: Path
+    values: dict[str, Any]
     config: StudyConfig
     cells: tuple[Cell, ...]
 
@@ -69,8 +77,24 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     for override in overrides:
         key, value = parse_override(override)
         _override(values, key, value)
-    config = _validate(StudyConfig, values, str(path))
-    return Study(path, config, tuple(_cells(values, config, str(path))))
+    if values.get("sweep") is None:
+        values.pop("sweep", None)
+    known = [*StudyConfig.model_fields, *CellConfig.model_fields]
+    for key in values:
+        if key not in known:
+            raise UserError(
+                f"{path}: {key}: found unknown key {key!r}; allowed keys are {', '.join(known)}"
+                f"{nearest(str(key), known)}"
+            )
+    study_values = {key: value for key, value in values.items() if key in StudyConfig.model_fields}
+    config = _validate(StudyConfig, study_values, str(path))
+    cells = tuple(_cells(values, config, str(path)))
+    addresses = {cell.config.cluster.address for cell in cells}
+    if len(addresses) > 1:
+        raise UserError(
+            f"{path}: sweep.cluster.address: found {len(addresses)} addresses; allowed is one cluster for a study"
+        )
+    return Study(path, values, config, cells)
 
 
 def single_cell(values: dict[str, Any], overrides: Sequence[str] = ()) -> Cell:
@@ -145,7 +169,9 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     """Set one key; a key that the sweep varies is taken out of the sweep."""
     sweep = values.get("sweep")
     if key.startswith("sweep."):
-        values.setdefault("sweep", {})[key.removeprefix("sweep.")] = value
+        if not isinstance(sweep, dict):
+            sweep = values["sweep"] = {}
+        sweep[key.removeprefix("sweep.")] = value
         return
     if isinstance(sweep, dict):
         for swept in list(sweep):

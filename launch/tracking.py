@@ -19,7 +19,8 @@ import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.tracking import MlflowClient
 
-from launch.errors import UserError
+from compress import Compressor, Policy
+from launch.errors import UserError, first_line
 from launch.kinds import nearest
 from launch.planning import PlannedCell, load
 from launch.view import TAG_PREFIX, shared_view
@@ -52,13 +53,16 @@ class Store:
         resolved = tracking_uri(uri)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # A server that is not there should be told in seconds; MLflow would try for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         mlflow.set_tracking_uri(resolved)
         client = MlflowClient(resolved)
         try:
             client.search_experiments(max_results=1)
         except Exception as error:  # whatever a store raises, it cannot be used
             raise UserError(
-                f"tracking.uri: the MLflow store at {resolved} does not answer: {str(error).splitlines()[0]}"
+                f"tracking.uri: the MLflow store at {resolved} does not answer: {first_line(error)}"
             ) from error
         return cls(resolved, client)
 
@@ -172,8 +176,8 @@ def cell_params(planned: PlannedCell) -> dict[str, str | float]:
     return {
         "model": config.model.kind,
         "data": config.data.kind,
-        "compressor": "+".join(compressor.kind for compressor in config.compressor),
-        "policy": _policy_name(config.policy.model_dump(exclude_defaults=True), config.policy.kind),
+        "compressor": "+".join(_named(compressor) for compressor in config.compressor),
+        "policy": _named(config.policy),
         "rank": planned.plan.largest_rank,
         **config.model.knobs,
         "world_size": config.cluster.workers,
@@ -182,9 +186,10 @@ def cell_params(planned: PlannedCell) -> dict[str, str | float]:
     }
 
 
-def _policy_name(changed: Mapping[str, Any], kind: str) -> str:
-    settings = " ".join(f"{key}={value}" for key, value in changed.items() if key != "kind")
-    return f"{kind} {settings}" if settings else kind
+def _named(spec: Compressor | Policy) -> str:
+    """A compressor or policy by its kind, and the settings that are not its defaults."""
+    changed = spec.model_dump(exclude_defaults=True, exclude={"kind"})
+    return " ".join([spec.kind, *(f"{key}={value}" for key, value in changed.items())])
 
 
 def _dataset_input(planned: PlannedCell) -> DatasetInput:
@@ -245,8 +250,8 @@ class StudyRecord:
     cells: tuple[CellRecord, ...]
 
 
-def read_study_record(store: Store, experiment: str | None) -> StudyRecord:
-    """The newest study of an experiment; of all experiments, where None.
+def read_study_record(store: Store, experiment: str | None, run_id: str | None = None) -> StudyRecord:
+    """The study of `run_id`; else the newest of an experiment, or of all where that is None.
 
     Raises:
         UserError: there is no such experiment, or no study in it.
@@ -258,8 +263,9 @@ def read_study_record(store: Store, experiment: str | None) -> StudyRecord:
         raise UserError(
             f"experiment {experiment!r} is not in {store.uri}; it has {known}{nearest(str(experiment), names.values())}"
         )
+    chosen = f" and attributes.run_id = '{run_id}'" if run_id else ""
     studies = store.client.search_runs(
-        ids, f"tags.`{KIND}` = 'study'", order_by=["attributes.start_time DESC"], max_results=1
+        ids, f"tags.`{KIND}` = 'study'{chosen}", order_by=["attributes.start_time DESC"], max_results=1
     )
     if not studies:
         where = f"experiment {experiment!r} of {store.uri}" if experiment else store.uri

@@ -33,7 +33,8 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
         emit: called on rank 0, for each record while the cell runs.
 
     Returns:
-        On every rank the same `metrics` (the `summary/…` values); on rank 0 `audits` too.
+        `metrics`, the `summary/…` values, and `audits`, one mapping for each audited matrix and step.
+        Audits are rank 0's alone.
     """
     config = planned.cell.config
     train, rank = config.train, dist.get_rank()
@@ -62,6 +63,8 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
                 loss.backward()
             loss_sum += loss.detach()
         optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # else only launches would be timed
         step_times.append(time.perf_counter() - started - (state.audit_seconds - audit_before))
         waits.append(state.exchange.seconds - wait_before)
 
@@ -72,8 +75,7 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
             logged_at = step
             metrics["train/loss"] = last_loss
         if step % train.eval_every == 0 and step < train.steps:
-            held_out = evaluate(ddp, dataset, device, prefix="eval")
-            metrics |= {key: held_out[key] for key in held_out if key in EVALUATED}
+            metrics |= evaluate(ddp, dataset, device, prefix="eval")
         if len(state.audits) > audited:
             metrics |= audit_metrics(state.audits[audited:])
             audited = len(state.audits)
@@ -82,18 +84,13 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
 
     held_out = evaluate(ddp, dataset, device, prefix="summary")
     if rank == 0:
-        final = {key.replace("summary/", "eval/"): value for key, value in held_out.items()}
-        emit(train.steps, {key: final[key] for key in final if key in EVALUATED})
+        emit(train.steps, {key.replace("summary/", "eval/"): value for key, value in held_out.items()})
     summary = held_out | {"summary/train_loss": last_loss}
     summary |= communication_summary(planned, state, train.steps)
     summary |= timing_summary(config, step_times, waits, state)
     summary |= audit_summary(state.audits)
     summary["summary/peak_memory_mb"] = peak_memory_mb(device)
     return {"metrics": summary, "audits": [asdict(row) for row in state.audits]}
-
-
-EVALUATED = ("eval/loss", "eval/accuracy")
-"""Held-out metrics that are recorded with a step."""
 
 
 def make_optimizer(model: torch.nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
@@ -168,7 +165,7 @@ def communication_summary(planned: PlannedCell, state: CompressionState, steps: 
 def timing_summary(
     config: CellConfig, step_times: list[float], waits: list[float], state: CompressionState
 ) -> dict[str, float]:
-    """Median step and communication times without audits, and what audits took of the whole."""
+    """Median step and communication times without audits, and the time of audits over that of training."""
     steady = step_times[WARM_UP_STEPS:] or step_times
     step_time = statistics.median(steady)
     return {

@@ -14,6 +14,7 @@ from ray.train.torch import get_device
 from torch._C._distributed_c10d import TCPStore
 
 from launch.board import Failure
+from launch.errors import first_line
 from launch.network import interface_towards
 from launch.planning import PlannedCell
 from launch.train import train_cell
@@ -77,8 +78,7 @@ def _run(
         if rank == 0:
             ray.get(board.finish.remote(number, result))
     except Exception as error:  # noqa: BLE001  # one cell's failure is reported, and the next one runs
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        failure = Failure(rank, message, traceback.format_exc(), by_peer=_says_peer_left(error))
+        failure = Failure(rank, first_line(error), traceback.format_exc(), by_peer=_says_peer_left(error))
         ray.get(board.fail.remote(number, failure))
 
 

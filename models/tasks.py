@@ -10,7 +10,6 @@ from torch import Tensor
 class Task(ABC):
     """A loss, and a metric as sums over samples, so that workers' shares add up exactly."""
 
-    name: str
     metric: str
     """Name of the metric: `accuracy` or `reconstruction_error`."""
 
@@ -30,7 +29,6 @@ class Task(ABC):
 class Classification(Task):
     """Cross-entropy; accuracy is the share of samples whose largest output is their class."""
 
-    name = "classification"
     metric = "accuracy"
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -50,7 +48,6 @@ class Classification(Task):
 class Reconstruction(Task):
     """Squared error; the reconstruction error is ‖X − Y‖_F / ‖X‖_F over all samples."""
 
-    name = "reconstruction"
     metric = "reconstruction_error"
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
