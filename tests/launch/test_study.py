@@ -66,6 +66,14 @@ class TestSweep:
         cell = read_study(study(), ["policy.offset=-1", "policy.kind=fixed", "policy.rank=3"]).cells[0]
         assert cell.config.policy.rank == 3
 
+    def test_only_cells_must_be_consistent(self, study):
+        path = study(compressor="powersgd", policy="none", sweep={"policy": ["bound", {"kind": "fixed", "rank": 1}]})
+        assert len(read_study(path).cells) == 2
+
+    def test_an_empty_sweep_section_is_no_sweep(self, study):
+        assert len(read_study(study(sweep=None)).cells) == 1
+        assert len(read_study(study(sweep=None), ["sweep.train.seed=[1, 2]"]).cells) == 2
+
 
 MISTAKES = {
     "unknown key": (["model.botleneck=3"], ["model.botleneck", "'botleneck'", "did you mean 'bottleneck'"]),
@@ -85,6 +93,7 @@ MISTAKES = {
     "not key=value": (["seed"], ["key=value"]),
     "a batch larger than the data": (["train.batch_size=5000"], ["5000", "1437"]),
     "a missing kind": (["data={task: classification}"], ["data", "no kind"]),
+    "two clusters": (["sweep.cluster.address=[auto, null]"], ["sweep.cluster.address", "one cluster"]),
     "a fold that is not": (["train.fold=5"], ["train.fold", "less than 5"]),
 }
 
