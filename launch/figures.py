@@ -7,14 +7,17 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator
 
 LOSS_FLOOR = 1e-8
 """Where information losses are cut off on a logarithmic axis: float32 roundoff and exact zeros."""
 
 MARKERS = "osD^vP*X"
-DODGE = 1.05
+DODGE = 1.06
 """Factor that sets methods of equal rank apart."""
+
+SPECTRUM_FLOOR = 1e-12
+"""Share of the largest singular value below which the others are not drawn."""
 
 
 def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
@@ -43,7 +46,7 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
                     continue
                 values = chosen[column].clip(lower=LOSS_FLOOR) if column == "information_loss" else chosen[column]
                 axes.scatter(
-                    chosen["rank"] * DODGE ** (number - len(methods) / 2),
+                    [rank * _dodge(cells, method, rank) for rank in chosen["rank"]],
                     values,
                     s=46,
                     color=colormaps["tab10"](number % 10),
@@ -57,6 +60,7 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
             axes.set_yscale("log")
         if column.startswith("wire_bytes"):
             axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes.yaxis.set_minor_formatter(EngFormatter(unit="B"))
         _rank_axis(axes, cells["rank"])
         axes.set_ylabel(label)
@@ -91,10 +95,10 @@ def audits(rows: pd.DataFrame, path: Path, title: str) -> Path:
         if bound is not None and not math.isnan(bound):
             over_time.axhline(bound, color=colour, linestyle=":", linewidth=1)
         values = mine[mine["step"] == last]["singular_values"].iloc[0]
-        relative = [value / values[0] for value in values if values[0] > 0 and value > 1e-20 * values[0]]
+        relative = [value / values[0] for value in values if values[0] > 0 and value > SPECTRUM_FLOOR * values[0]]
         spectra.semilogy(range(1, len(relative) + 1), relative, color=colour, marker=".", markersize=3, label=name)
     over_time.set(xlabel="step", ylabel="rank of the mean gradient (dotted: bound)")
-    over_time.set_ylim(bottom=0)
+    over_time.set_ylim(bottom=0, top=1.1 * max(1.0, over_time.get_ylim()[1]))
     spectra.set(xlabel="k", ylabel=f"σₖ / σ₁ at step {last}", xscale="log")
     for axes in (over_time, spectra):
         axes.grid(alpha=0.3)
@@ -102,6 +106,12 @@ def audits(rows: pd.DataFrame, path: Path, title: str) -> Path:
         spectra.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)
     return path
+
+
+def _dodge(cells: pd.DataFrame, method: str, rank: float) -> float:
+    """What to multiply a rank by, so that methods of the same rank stand side by side around it."""
+    same = list(dict.fromkeys(cells[cells["rank"] == rank]["method"]))
+    return float(DODGE ** (same.index(method) - (len(same) - 1) / 2))
 
 
 def _rank_axis(axes: Axes, ranks: "pd.Series[float]") -> None:
