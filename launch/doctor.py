@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import psutil
 import torch
@@ -97,10 +98,13 @@ def _interface() -> Finding:
 def _store(uri: str | None) -> Finding:
     from launch.tracking import Store, tracking_uri  # importing MLflow takes seconds
 
+    resolved = tracking_uri(uri)
+    if resolved.startswith("sqlite:///") and not Path(resolved.removeprefix("sqlite:///")).exists():
+        return Finding("store", f"{resolved}, which the first study makes")
     try:
         return Finding("store", Store.open(uri).uri)
     except UserError as error:
-        return Finding("store", tracking_uri(uri), str(error))
+        return Finding("store", resolved, str(error))
 
 
 def _memory() -> Finding:

@@ -84,7 +84,7 @@ def run_study(study: Study, console: Console) -> int:
     console.print(f"{config.name}: {len(cells)} cells; Ray's log: {log}", highlight=False, soft_wrap=True)
     failures: list[str] = []
     with _terminate_as_interrupt(), ThreadPoolExecutor(1) as background:
-        opening = background.submit(Store.open, config.tracking.uri)  # takes as long as Ray does to start
+        opening = background.submit(Store.open, config.tracking.uri, create=True)  # takes as long as Ray does to start
         with cluster.cluster(joined, log):
             store = opening.result()
             for group in groups:

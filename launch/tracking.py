@@ -44,21 +44,26 @@ class Store:
     client: MlflowClient
 
     @classmethod
-    def open(cls, uri: str | None) -> "Store":
-        """Open the store, and create it where it is a database that does not exist.
+    def open(cls, uri: str | None, *, create: bool = False) -> "Store":
+        """Open the store; with `create` make it where it is a database file that does not exist.
 
         Raises:
-            UserError: it does not answer.
+            UserError: it does not exist, or does not answer.
         """
         resolved = tracking_uri(uri)
+        file = Path(resolved.removeprefix("sqlite:///"))
+        if resolved.startswith("sqlite:///") and not create and not file.exists():
+            raise UserError(
+                f"there is no store at {resolved} yet; `gradrank run CONFIG` makes one, --uri names another"
+            )
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         # A server that is not there should be told in seconds; MLflow would try for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        mlflow.set_tracking_uri(resolved)
-        client = MlflowClient(resolved)
         try:
+            mlflow.set_tracking_uri(resolved)
+            client = MlflowClient(resolved)
             client.search_experiments(max_results=1)
         except Exception as error:  # whatever a store raises, it cannot be used
             raise UserError(

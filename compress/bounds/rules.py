@@ -227,9 +227,7 @@ def _linear_backward(tracer: Tracer, node: fx.Node, adjoint: Space) -> Gradients
     tracer.use(call.weight, inputs=tracer.space(call.source), adjoint=adjoint, rows=rows(call.source))
     yield (
         call.source,
-        image(
-            adjoint, width(call.source), f"the adjoint of the input of {tracer.name(node)} ({width(call.source)} wide)"
-        ),
+        image(adjoint, width(call.source), f"the input of {tracer.name(node)} ({width(call.source)} wide)"),
     )
 
 
