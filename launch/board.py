@@ -121,6 +121,10 @@ class Board:
                 events.append({"event": "failed", "cell": number, **self._cause(cell)})
         return events
 
+    def has_workers(self) -> bool:
+        """Whether any worker ever joined."""
+        return bool(self._workers)
+
     def unfinished(self) -> list[int]:
         """Cells that neither finished nor failed."""
         return [number for number, cell in self._cells.items() if cell.state in ("pending", "running")]

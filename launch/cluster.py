@@ -117,14 +117,27 @@ class Group:
     board: Any
     thread: threading.Thread
     errors: list[Exception]
+    settings: ClusterSettings
 
     def events(self) -> Iterator[list[dict[str, Any]]]:
         """What happened since the last poll, until all cells are done or the group is lost; see `Board`."""
+        placed, deadline = False, time.monotonic() + self.settings.start_timeout_s
         while self.thread.is_alive():
             yield ray.get(self.board.drain.remote(GRACE_S))
+            placed = placed or ray.get(self.board.has_workers.remote())
+            if not placed and time.monotonic() > deadline:
+                break
             time.sleep(POLL_S)
         yield ray.get(self.board.drain.remote(0.0))
-        reason = _reason(self.errors[0]) if self.errors else "the worker group ended early"
+        if self.errors:
+            reason = _reason(self.errors[0])
+        elif not placed:
+            reason = (
+                f"Ray placed no worker within cluster.start_timeout_s = {self.settings.start_timeout_s:g}; the cluster "
+                "is busy, or a node is gone"
+            )
+        else:
+            reason = "the worker group ended early"
         lost = ray.get(self.board.unfinished.remote())
         trace = "".join(map(str, self.errors))
         yield [{"event": "failed", "cell": number, "message": reason, "traceback": trace} for number in lost]
@@ -186,4 +199,4 @@ def start_group(cells: Sequence[PlannedCell], folder: Path) -> Group:
     # Not in the main thread: there Ray Train would take Ctrl-C for itself.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    return Group(board, thread, errors)
+    return Group(board, thread, errors, settings)

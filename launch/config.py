@@ -64,6 +64,7 @@ class ClusterSettings(Settings):
         cpus_per_worker: that Ray reserves for each worker.
         backend: of torch.distributed; `auto` takes nccl where every worker has a GPU, else gloo.
         timeout_s: after which a collective that does not end fails its cell.
+        start_timeout_s: after which workers that Ray has not placed fail all cells.
     """
 
     workers: Count = 2
@@ -71,6 +72,7 @@ class ClusterSettings(Settings):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
 
 
 class TrackingSettings(Settings):

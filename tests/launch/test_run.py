@@ -253,6 +253,13 @@ def test_more_workers_than_the_cluster_has_are_refused(tmp_path):
     assert command.runs() == []
 
 
+def test_workers_that_ray_does_not_place_fail_their_cells(tmp_path):
+    command = Command(tmp_path, {**STUDY, "sweep": {"train.seed": [0, 1]}}, "--set", "cluster.start_timeout_s=0.1")
+    assert command.wait() == 1
+    assert [run.info.status for run in command.runs()] == ["FAILED"] * 3
+    assert "Ray placed no worker within cluster.start_timeout_s = 0.1" in command.text()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
 def test_a_cluster_that_is_not_there_is_told(tmp_path, address):
     command = Command(tmp_path, STUDY, "--set", f"cluster.address={address}")
