@@ -32,7 +32,8 @@ class StudyProgress:
         self._cell: TaskID | None = None
         self._done: dict[int, int] = {}
         self._ended = 0
-        self._first_step: float | None = None
+        self._study_began: float | None = None
+        self._cell_began: float | None = None
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -46,7 +47,8 @@ class StudyProgress:
 
     def running(self, cell: int) -> None:
         """A cell begins."""
-        self._first_step = self._first_step or time.monotonic()
+        self._cell_began = time.monotonic()
+        self._study_began = self._study_began or self._cell_began
         if self._cell is not None:
             self._bars.remove_task(self._cell)
         self._cell = self._bars.add_task(self._names[cell], total=self._steps[cell], left="")
@@ -55,24 +57,27 @@ class StudyProgress:
         """A cell has done so many steps."""
         self._done[cell] = step
         done, total = sum(self._done.values()), sum(self._steps.values())
-        left = self._left(done, total)
-        self._bars.update(self._study, completed=done, left=left)
+        study_left = _left(self._study_began, done, total)
+        cell_left = _left(self._cell_began, step, self._steps[cell])
+        self._bars.update(self._study, completed=done, left=study_left)
         if self._cell is not None:
-            self._bars.update(self._cell, completed=step)
+            self._bars.update(self._cell, completed=step, left=cell_left)
         if not self._console.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
-            line = f"  {self._names[cell]}: step {step} of {self._steps[cell]}; {left}"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            line = f"  {self._names[cell]}: step {step} of {self._steps[cell]}, {cell_left}; study: {study_left}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def ended(self, cell: int, outcome: str) -> None:
         """A cell finished or failed."""
         self._ended += 1
         self.advance(cell, self._steps[cell])
         line = f"  {self._ended}/{self._total}  {self._names[cell]}: {outcome}"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _left(self, done: int, total: int) -> str:
-        if self._first_step is None or done < _LEAST_SHARE * total:
-            return "estimating"
-        seconds = (time.monotonic() - self._first_step) * (total - done) / done
-        return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
+
+def _left(began: float | None, done: int, total: int) -> str:
+    """The time left at the pace since the beginning, in words."""
+    if began is None or done < _LEAST_SHARE * total:
+        return "estimating"
+    seconds = (time.monotonic() - began) * (total - done) / done
+    return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"

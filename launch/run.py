@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 def dry_run(study: Study, console: Console) -> None:
     """Print every cell with its plan and its predicted bytes; start nothing."""
-    for planned in map(plan_cell, study.cells):
+    for planned in [plan_cell(cell) for cell in study.cells]:  # all are valid before any is printed
         plan = planned.plan
         table = Table(title=f"{planned.cell.index + 1}/{len(study.cells)}  {planned.cell.name}", title_justify="left")
         for heading, justify in (
