@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
@@ -62,8 +61,8 @@ class Store:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         try:
-            mlflow.set_tracking_uri(resolved)
-            client = MlflowClient(resolved)
+            # Not mlflow.set_tracking_uri: it would leave the store in this process's environment.
+            client = MlflowClient(resolved, registry_uri=resolved)
             client.search_experiments(max_results=1)
         except Exception as error:  # whatever a store raises, it cannot be used
             raise UserError(

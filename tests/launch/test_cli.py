@@ -1,8 +1,13 @@
 """Commands that only look: they leave nothing behind, and say how to mend what is missing."""
 
+import os
+
 import pytest
 
 from launch.cli import main
+
+RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"}
+"""All that opening a store sets in the environment."""
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -27,10 +32,12 @@ def test_doctor_names_each_thing_and_leaves_nothing(capsys, tmp_path):
 
 
 def test_doctor_tells_the_mend_of_a_store_that_does_not_answer(capsys):
+    environment = dict(os.environ)
     code, out, _ = run(capsys, "doctor", "--uri", "nonsense://store")
     assert code == 1
     assert "mend" in out
     assert "does not answer" in out
+    assert {key for key in os.environ if os.environ[key] != environment.get(key)} <= RETRIES
 
 
 @pytest.mark.parametrize("command", ["report", "ui"])

@@ -16,6 +16,13 @@ from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[2]
 
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))},
+    "PYTHONPATH": str(ROOT),
+    "PYTHONUNBUFFERED": "1",
+}
+"""A fresh user's: no store and no cluster named."""
+
 PARAMS = {
     "model",
     "data",
@@ -71,7 +78,7 @@ class Command:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch", "run", str(path), *arguments],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            env=ENVIRONMENT,
             stdout=self.output.open("w"),
             stderr=subprocess.STDOUT,
         )
@@ -199,7 +206,7 @@ class TestFinishedStudy:
         done = subprocess.run(
             [sys.executable, "-m", "launch", "report", "small", "--markdown", "table.md"],
             cwd=finished.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             check=False,
