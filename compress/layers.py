@@ -15,12 +15,11 @@ class ParameterInfo:
     """One trainable parameter.
 
     Attributes:
-        name: without `module.` and `_orig_mod.` prefixes.
+        name: without the prefixes of DDP and torch.compile.
         shape: as the parameter has it.
         dtype: of the parameter and so of its gradient.
-        linear: the `nn.Linear` module that alone holds it as its weight or its bias, else None.
-        bias: for the weight of such a module the name of its trainable bias, else None.
-        weight: for the bias of such a module the name of its weight, else None.
+        linear: the `nn.Linear` module whose weight it is and nobody else's, else None.
+        bias: the name of that module's trainable bias, else None.
     """
 
     name: str
@@ -28,7 +27,6 @@ class ParameterInfo:
     dtype: torch.dtype
     linear: str | None = None
     bias: str | None = None
-    weight: str | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -78,8 +76,6 @@ def describe(model: nn.Module) -> list[ParameterInfo]:
             continue
         layer = canonical_name(module_name + ".").removesuffix(".")
         fields[weight] = {"linear": layer, "bias": bias}
-        if bias is not None:
-            fields[bias] = {"linear": layer, "weight": weight}
     return [
         ParameterInfo(name, tuple(parameter.shape), parameter.dtype, **fields[name])
         for name, parameter in parameters.items()

@@ -21,8 +21,8 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """View a contiguous tensor of two or more axes as its m × n matrix, without a copy."""
-    return tensor.view(matrix_shape(tensor.shape))
+    """See a tensor of two or more axes as its m × n matrix, without a copy where its layout allows."""
+    return tensor.reshape(matrix_shape(tensor.shape))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -100,12 +100,6 @@ class CellConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for compressor in self.compressor:
-            if compressor.ranked and isinstance(self.policy, NonePolicy):
-                raise ValueError(
-                    f"compressor {compressor.kind!r} needs a rank and policy is 'none'; set policy to 'bound' or to "
-                    "{kind: fixed, rank: 4}"
-                )
         shares = self.cluster.workers * self.train.accumulation_steps
         if self.train.batch_size % shares:
             raise ValueError(

@@ -12,6 +12,9 @@ from matplotlib.ticker import EngFormatter, LogLocator
 LOSS_FLOOR = 1e-8
 """Where information losses are cut off on a logarithmic axis: float32 roundoff and exact zeros."""
 
+QUALITY = ("accuracy", "perplexity", "reconstruction_error", "loss")
+"""Held-out measures, in order of preference; every cell has the last."""
+
 MARKERS = "osD^vP*X"
 DODGE = 1.06
 """Factor that sets methods of equal rank apart."""
@@ -28,7 +31,7 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
         path: of the picture to write.
         title: above all.
     """
-    quality = next((name for name in ("accuracy", "perplexity", "reconstruction_error") if name in cells), "loss")
+    quality = next(name for name in QUALITY if name in cells)
     panels = [
         (quality, f"held-out {quality.replace('_', ' ')}", False),
         ("information_loss", f"information loss  ‖G − Ĝ‖ / ‖G‖  (0 at {LOSS_FLOOR:.0e})", True),

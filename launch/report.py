@@ -12,9 +12,6 @@ from rich.table import Table
 from launch import figures
 from launch.tracking import CellRecord, Store, read_study_record
 
-QUALITY = ("accuracy", "perplexity", "reconstruction_error", "loss")
-"""Held-out measures, in order of preference."""
-
 
 def report(
     store: Store, experiment: str | None, folder: Path, console: Console, *, run_id: str | None = None
@@ -61,9 +58,6 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     groups = cells.groupby(same, sort=False, dropna=False)
     means = groups[numbers].mean()
     means["bound_violations"] = groups["bound_violations"].sum() if "bound_violations" in cells else float("nan")
-    for quality in QUALITY:
-        if quality in cells:
-            means[f"{quality}_spread"] = groups[quality].max() - groups[quality].min()
     means["cells"] = groups.size()
     return means.reset_index()
 

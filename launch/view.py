@@ -7,13 +7,12 @@ Sorting by a metric lists the cells flat; sorted by time they would be folded un
 import json
 from typing import Any
 
+from launch.figures import QUALITY
+
 TAG_PREFIX = "mlflow.sharedViewState."
 
 AGAINST_RANK = (
-    "summary/accuracy",
-    "summary/perplexity",
-    "summary/reconstruction_error",
-    "summary/loss",
+    *(f"summary/{quality}" for quality in QUALITY),
     "summary/information_loss",
     "summary/wire_bytes_per_step",
 )

@@ -51,7 +51,8 @@ def rank_bounds(
             and `kwargs`, in all batches; None where that is not known.
 
     Raises:
-        TraceError: the network cannot be traced, or the loss is not a scalar.
+        TraceError: the network cannot be traced, the loss is not a scalar, or backward hooks or functions
+            with a backward of their own change gradients where the graph does not show it.
         ValueError: world_size, accumulation_steps or input_rank below 1.
     """
     if world_size is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compress.exchange import AllGather, AllReduceMean, Request
 from compress.layers import ParameterInfo
+from compress.matrix import as_matrix
 from compress.spec import Spec
 
 Rounds = Generator[Request, Tensor, dict[str, Tensor]]
@@ -96,7 +97,7 @@ class Matrix:
     def gradient(self) -> Tensor:
         """The gradient of this worker as an m × n matrix (a vector as it is)."""
         gradient = self.gradients[self.info.name]
-        return gradient.reshape(self.info.matrix) if self.info.is_matrix else gradient
+        return as_matrix(gradient) if self.info.is_matrix else gradient
 
     def normal(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Draw normal numbers that are the same on every worker, and other ones each step."""

@@ -45,7 +45,7 @@ class DAD(Compressor):
 
     def fit(self, sizing: Sizing) -> Fit | Unfit:
         info = sizing.matrix
-        if info.linear is None or not info.is_matrix:
+        if info.linear is None:
             return Unfit("only the weight of an nn.Linear that shares it with no other module can be captured")
         if info.dtype not in (torch.float32, torch.float64):
             return Unfit(f"in {info.dtype} nobody could tell whether inputs and adjoints account for a gradient")
