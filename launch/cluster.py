@@ -1,16 +1,19 @@
 """Ray: start or join a cluster, and run a group of workers on the cells of one world size."""
 
+import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import psutil
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -52,6 +55,20 @@ def cluster(settings: ClusterSettings, log: Path) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End this process, and with it the cluster that it started or its job in the one that it joined.
+
+    `ray.shutdown` under the thread that still waits for Ray Train makes Ray end the process itself now
+    and then, with a code of its own.
+    """
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _check_answers(address: str) -> None:

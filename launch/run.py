@@ -98,9 +98,9 @@ def run_study(study: Study, console: Console) -> int:
                 status = "KILLED"
             finally:
                 run.end(status)
-    if status == "KILLED":
-        console.print("Interrupted: workers are ended, unfinished runs are marked KILLED.", style="yellow")
-        return INTERRUPTED
+            if status == "KILLED":
+                console.print("Interrupted: workers are ended, unfinished runs are marked KILLED.", style="yellow")
+                cluster.leave_at_once(INTERRUPTED)
     picture = report(store, config.experiment, Path("reports"), console, run_id=run.run_id)
     if picture is not None:
         run.attach(picture)
