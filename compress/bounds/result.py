@@ -2,9 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torch import Tensor
+
+from compress.bounds.basis import Actual, Basis, orthonormal
+from compress.bounds.dimensions import Dimensions
+from compress.bounds.spaces import Generator
 from compress.matrix import look_up
 
 
@@ -16,10 +21,17 @@ class RankBound:
         rank: no batch and no weights give the gradient a higher rank.
         shape: (m, n) of the matrix view.
         reason: what sets the rank, in words.
-        linear_rank: the bound that would hold if every Leaky-ReLU had slope 1. For slopes below 1 it
-            is the rank that a gradient is near to, not a bound; equal to `rank` where there is none.
+        linear_rank: the bound that would hold if every elementwise activation were a multiple of its
+            input. No bound, but a rank that the gradient is near to; equal to `rank` where there is none.
         rows: rows of inputs (and of adjoints) that one worker contributes in a step, over all uses and
             accumulation steps; None where an op without a rule uses the parameter.
+        certified_loss: the gradient lies within `certified_loss` · N_A · N_Δ of a matrix of `linear_rank`,
+            in the Frobenius norm: N_A ≥ ‖A‖ and N_Δ ≥ ‖Δ‖ are products of the norms of weights with that of
+            the input, or of the loss's adjoint (see docs/bounds.md). **Never relative to ‖G‖**: samples
+            cancel in ΔᵀA, and no such certificate exists. None where several uses are limited by
+            different sides.
+        certificate: "proven" (Leaky-ReLU, for all weights and data), or "calibrated" (other activations
+            and behind normalisation: the figure for normal data).
     """
 
     rank: int
@@ -27,6 +39,77 @@ class RankBound:
     reason: str
     linear_rank: int
     rows: int | None = None
+    certified_loss: float | None = None
+    certificate: str | None = None
+    spaces: "Subspaces | None" = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {key.name: getattr(self, key.name) for key in fields(self) if key.name != "spaces"}
+
+    def path(self) -> list[str]:
+        """Lines that tell how the bound came about: both sides, and what each of their spaces passes."""
+        from compress.bounds.explain import path  # it needs this class's module for what it explains
+
+        return path(self)
+
+    def basis(self, parameters: Mapping[str, Tensor]) -> Basis:
+        """Orthonormal bases of the spaces that hold the gradient's rows and columns, from the weights alone.
+
+        Every worker that holds the same weights gets the same bases, so a gradient can be sent as a
+        projection (Bᵀ G, or Bᵀ G B where both are known) and nothing is lost.
+
+        Args:
+            parameters: the current weights by name, such as `dict(model.named_parameters())`, on any device.
+
+        Returns:
+            Bases in the parameter's type and on its device; a side is None where its space is all there is,
+            where data decide it (inputs of low rank, targets), or where it differs between workers
+            (BatchNorm's statistics). See `Basis`.
+
+        Raises:
+            ValueError: the bounds come from another process, or no weights of that name are given.
+        """
+        if self.spaces is None:
+            if self.rank == min(self.shape):
+                return Basis(None, None)
+            raise ValueError(
+                "these bounds were pickled, which leaves the spaces behind; call rank_bounds in this process"
+            )
+        spaces = self.spaces
+        weights = {}
+        for placeholder, name in spaces.names.items():
+            own = name.removeprefix("model.")
+            if name.startswith("model.") and own in {key.removeprefix("module.") for key in parameters}:
+                weights[placeholder] = parameters[own] if own in parameters else parameters[f"module.{own}"]
+        if not weights:
+            raise ValueError(
+                f"none of the network's parameters is among {list(parameters)[:3]}; give named_parameters()"
+            )
+        like = next(iter(weights.values()))
+        actual = Actual(weights)
+        m, n = self.shape
+        try:
+            inputs = orthonormal(spaces.inputs, spaces.dimensions(spaces.inputs, n), n, actual, like)
+            adjoint = orthonormal(spaces.adjoint, spaces.dimensions(spaces.adjoint, m), m, actual, like)
+        except KeyError as error:
+            raise ValueError(
+                f"the weight {spaces.names.get(error.args[0], error.args[0])} is needed and not given"
+            ) from error
+        return Basis(inputs, adjoint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "spaces": None}
+
+
+@dataclass(frozen=True, eq=False)
+class Subspaces:
+    """The spaces of all A and of all Δ of one parameter, as symbols, and what counts their dimensions."""
+
+    inputs: tuple[Generator, ...]
+    adjoint: tuple[Generator, ...]
+    dimensions: Dimensions
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,5 +163,5 @@ class Bounds(Mapping[str, RankBound]):
             "accumulation_steps": self.accumulation_steps,
             "training": self.training,
             "unknown_ops": dict(self.unknown_ops),
-            "bounds": {name: asdict(bound) for name, bound in self.entries.items()},
+            "bounds": {name: bound.to_dict() for name, bound in self.entries.items()},
         }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 Loss = Callable[..., Tensor]
@@ -17,6 +18,10 @@ Loss = Callable[..., Tensor]
 
 class TraceError(ValueError):
     """The network could not be traced."""
+
+
+class LossError(TraceError):
+    """The loss is not a scalar."""
 
 
 class _Objective(nn.Module):
@@ -72,11 +77,41 @@ def _visible_backward(model: nn.Module) -> Iterator[None]:
 
         return raise_error
 
+    apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+    refused = refuse("a torch.autograd.Function")
+
+    def of_custom_ops(function: type, *args: Any, **kwargs: Any) -> Any:
+        # torch.library makes such functions for custom ops: the graph has the op, and a rule or none for it.
+        return apply(function, *args, **kwargs) if function.__name__.startswith("GeneratedBackwardFor_") else refused()
+
     with (
-        mock.patch.object(torch.autograd.Function, "apply", refuse("a torch.autograd.Function")),
+        mock.patch.object(torch.autograd.Function, "apply", classmethod(of_custom_ops)),
         mock.patch.object(Tensor, "register_hook", refuse("Tensor.register_hook")),
     ):
         yield
+
+
+@contextmanager
+def _where(model: nn.Module) -> Iterator[list[str]]:
+    """The modules that are running, innermost last, where an error stops them."""
+    names = {id(module): f"{name} ({type(module).__name__})" for name, module in model.named_modules()}
+    names[id(model)] = type(model).__name__
+    running = [type(model).__name__]
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if id(module) in names:
+            running.append(names[id(module)])
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if id(module) in names:
+            running.pop()
+
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield running
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def trace(
@@ -97,27 +132,54 @@ def trace(
             gradients unseen.
     """
     objective = _Objective(model, loss)
-    with _mode(model, training), _visible_backward(objective):
+    with _mode(model, training), _visible_backward(objective), _where(model) as running:
         try:
             exported: ExportedProgram = torch.export.export(
                 objective, (tuple(args), dict(kwargs), tuple(targets)), strict=False
-            ).run_decompositions({})
+            )
+            _detach_where_no_gradients_are_kept(exported)
+            exported = exported.run_decompositions({})
         except TraceError:
             raise
         except Exception as error:  # torch.export raises errors of many kinds; each is told and chained
             message = (str(error).strip().splitlines() or ["no message"])[0]
             raise TraceError(
-                f"torch.export cannot trace {type(model).__name__}: {type(error).__name__}: {message}. Check that the "
-                "model runs on the given args, and that its control flow does not depend on values of tensors"
+                f"torch.export cannot trace {running[-1]}: {type(error).__name__}: {message}. Check that the "
+                f"model runs "
+                "on the given args, and that its control flow does not depend on values of tensors; or pass "
+                "untraceable='shape' to bound it by its shapes alone"
             ) from error
     if loss is not None:
         shapes = [tuple(node.meta["val"].shape) for node in user_outputs(exported)]
         if shapes != [()]:
-            raise TraceError(f"loss(output, *targets) must give one scalar, it gave tensors of shapes {shapes}")
+            raise LossError(f"loss(output, *targets) must give one scalar, it gave tensors of shapes {shapes}")
     _drop_trivial_broadcasts(exported.graph)
     parameters = dict(objective.named_parameters(remove_duplicate=False))
     signature = exported.graph_signature.inputs_to_parameters
     return exported, {placeholder: parameters[name] for placeholder, name in signature.items()}
+
+
+def _detach_where_no_gradients_are_kept(exported: ExportedProgram) -> None:
+    """Detach what a `torch.no_grad` block computes: decomposing puts the block's ops among the others."""
+    for module in exported.graph_module.modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in list(module.graph.nodes):
+            if getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled" or node.args[0]:
+                continue
+            block = getattr(module, node.args[1].target)
+            for inner in block.modules():
+                for call in list(inner.graph.nodes) if isinstance(inner, fx.GraphModule) else ():
+                    if getattr(call.target, "__name__", "") == "wrap_with_set_grad_enabled" and call.args[0]:
+                        raise TraceError("torch.enable_grad within torch.no_grad cannot be followed; use detach()")
+            for user in list(node.users):
+                value = user.meta.get("val")
+                if user.target is operator.getitem and isinstance(value, Tensor):
+                    with module.graph.inserting_after(user):
+                        detached = module.graph.call_function(torch.ops.aten.detach.default, (user,))
+                    detached.meta = dict(user.meta)
+                    user.replace_all_uses_with(detached, delete_user_cb=lambda other, kept=detached: other is not kept)
+        module.recompile()
 
 
 def _drop_trivial_broadcasts(graph: fx.Graph) -> None:

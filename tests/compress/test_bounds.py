@@ -120,7 +120,7 @@ class Odd(nn.Module):
         self.unused = nn.Parameter(normal(3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.erf(self.second(self.first(x)) @ self.matrix) * self.scale
+        return torch.special.i0(self.second(self.first(x)) @ self.matrix) * self.scale
 
 
 class TestTraps:
@@ -134,8 +134,8 @@ class TestTraps:
     def test_an_op_without_a_rule_is_full_and_named(self):
         inputs, target = regression(32, 12, 6)
         bounds = rank_bounds(Odd(), (inputs,), loss=F.mse_loss, targets=(target,))
-        assert "special_erf" in bounds["matrix"].reason
-        assert bounds.unknown_ops["special_erf"] == 1
+        assert "special_i0" in bounds["matrix"].reason
+        assert bounds.unknown_ops["special_i0"] == 1
         assert "the loss does not depend on it" in bounds["unused"].reason
 
     def test_a_captured_tensor_counts_as_arbitrary(self):
