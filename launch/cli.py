@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 
 from launch.errors import UserError
 
 USAGE_ERROR = 2
+OWN_MODEL = """\
+A function of your own is called without arguments and gives a dict, or an object with these attributes:
+  model, args                  the network, and a tuple of one worker's inputs in one backward pass
+  kwargs, loss, targets        keyword inputs; loss(output, *targets) gives a scalar, else the network's own loss counts
+  input_rank, distinct_tokens  what you know of the data; training=False bounds the network in evaluation mode
+The current folder is searched for it. Network and inputs on the meta device will do: nothing is computed."""
+
 PIPE_WIDTH = 120
 """Columns where the output is no terminal, so that tables stay whole in logs."""
 
@@ -23,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # torch.export's own deprecations are none of the user's business.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|copyreg")
     options = make_parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False)
     try:
         code = options.command(options, console)
     except UserError as error:
@@ -47,14 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print each cell's plan and predicted bytes, start nothing")
     run.set_defaults(command=_run)
 
-    bound = commands.add_parser("bound", help="print the rank bound of every gradient of a network")
-    bound.add_argument("--model", default="mlp", help="a built-in network (default: mlp)")
-    bound.add_argument("--data", default="digits", help="a built-in data set, for shapes and loss (default: digits)")
-    bound.add_argument("--batch-size", type=int, default=128, help="samples of a step, over all workers")
-    bound.add_argument("--workers", type=int, default=1, help="workers that average their gradients (default: 1)")
-    bound.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    _add_set(bound, "a knob of network or data, such as model.bottleneck=8; several allowed")
-    bound.set_defaults(command=_bound)
+    _add_bound(commands)
 
     report = commands.add_parser("report", help="print a study's comparison and draw its figure")
     report.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="default: the one of the newest study")
@@ -75,6 +74,30 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_bound(commands: Any) -> None:
+    bound = commands.add_parser(
+        "bound",
+        help="print the rank bound of every gradient of a network",
+        description="Bound the rank of every gradient of a network before it is trained: of a built-in one, of those "
+        "of a study's cells, or of your own.",
+        epilog=OWN_MODEL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bound.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a study, for the networks of its cells")
+    bound.add_argument("--model", help="a built-in network (default: mlp), or package.module:function for your own")
+    bound.add_argument("--data", help="a built-in data set, for shapes and loss (default: digits)")
+    bound.add_argument("--batch-size", type=int, help="samples of a step, over all workers (default: 128)")
+    bound.add_argument("--workers", type=int, help="workers that average their gradients (default: the study's, or 1)")
+    bound.add_argument("--accumulation-steps", type=int, help="backward passes of a step (default: the study's, or 1)")
+    _add_set(bound, "a setting of network, data or study, such as model.bottleneck=8; several allowed")
+    bound.add_argument("--all", action="store_true", help="a row for each matrix, however many layers are alike")
+    bound.add_argument("--picture", type=Path, metavar="FILE", help="draw the bounds into a .png, .svg or .pdf file")
+    output = bound.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    output.add_argument("--explain", metavar="LAYER", help="print how one bound came about; a part of a name will do")
+    bound.set_defaults(command=_bound)
+
+
 def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=text)
 
@@ -91,29 +114,23 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _bound(options: argparse.Namespace, console: Console) -> int:
-    from launch.planning import plan_cell
-    from launch.study import single_cell
+    from launch import bound_report
+    from launch.bound import Sizes, networks_of
 
-    values: dict[str, Any] = {
-        "model": options.model,
-        "data": options.data,
-        "compressor": "dense",
-        "train": {"batch_size": options.batch_size},
-        "cluster": {"workers": options.workers},
-    }
-    bounds = plan_cell(single_cell(values, options.overrides)).bounds
+    if options.picture is not None:
+        bound_report.check_picture(options.picture)
+    sizes = Sizes(options.batch_size, options.workers, options.accumulation_steps)
+    networks = networks_of(options.config, options.model, options.data, sizes, options.overrides)
     if options.json:
-        print(json.dumps(bounds.to_dict(), indent=2))  # noqa: T201
-        return 0
-    table = Table(title=f"{options.model} on {options.data}: {options.batch_size} samples, {options.workers} workers")
-    for heading in ("parameter", "shape", "bound", "of full", "why"):
-        table.add_column(heading, justify="left" if heading in ("parameter", "why") else "right", overflow="fold")
-    for name, bound in bounds.items():
-        share = bound.rank / min(bound.shape)
-        table.add_row(name, "{} × {}".format(*bound.shape), str(bound.rank), f"{share:.0%}", bound.reason)
-    console.print(table)
-    for name, count in bounds.unknown_ops.items():
-        console.print(f"no rule for {name} ({count} calls): everything behind it counts as full")
+        print(json.dumps(bound_report.as_json(networks), indent=2))  # noqa: T201
+    elif options.explain is not None:
+        bound_report.print_paths(networks, options.explain, console)
+    else:
+        bound_report.print_tables(networks, console, each=options.all)
+    if options.picture is not None:
+        bound_report.draw(networks, options.picture, each=options.all)
+        if not options.json:
+            console.print(f"Picture: {options.picture}", highlight=False, soft_wrap=True)
     return 0
 
 

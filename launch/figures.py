@@ -1,6 +1,7 @@
 """Pictures: how a study's cells compare, and what audits saw in one cell."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
+
+from launch.bound_rows import Row
 
 LOSS_FLOOR = 1e-8
 """Where information losses are cut off on a logarithmic axis: float32 roundoff and exact zeros."""
@@ -18,6 +21,9 @@ QUALITY = ("accuracy", "perplexity", "reconstruction_error", "loss")
 MARKERS = "osD^vP*X"
 DODGE = 1.06
 """Factor that sets methods of equal rank apart."""
+
+BAR_START = 0.7
+"""Where bars of ranks begin on a logarithmic axis: below 1, so that rank 1 has a length."""
 
 SPECTRUM_FLOOR = 1e-12
 """Share of the largest singular value below which the others are not drawn."""
@@ -109,6 +115,53 @@ def audits(rows: pd.DataFrame, path: Path, title: str) -> Path:
         spectra.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)
     return path
+
+
+def bounds(panels: Sequence[tuple[str, Sequence[Row]]], path: Path) -> Path:
+    """Bound against full rank, a bar for each row of a table of bounds, and the linear rank as a mark.
+
+    Args:
+        panels: title and rows of each network, drawn one above the other.
+        path: of the picture to write.
+    """
+    lines = [max(1, len(rows)) for _, rows in panels]
+    figure = Figure(figsize=(10, sum(0.24 * count + 1.1 for count in lines) + 0.4), layout="constrained")
+    heights = [0.24 * count + 0.5 for count in lines]
+    for axes, (title, rows) in zip(
+        figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
+    ):
+        _bound_bars(axes, rows)
+        axes.set_title(title, fontsize=11, loc="left", pad=22)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _bound_bars(axes: Axes, rows: Sequence[Row]) -> None:
+    full = [min(row.bound.shape) for row in rows]
+    blue, orange = colormaps["tab10"](0), colormaps["tab10"](1)
+    places = range(len(rows))
+    axes.barh(places, [most - BAR_START for most in full], left=BAR_START, height=0.72, color="0.9", label="full rank")
+    lengths = [max(0.0, row.bound.rank - BAR_START) for row in rows]
+    axes.barh(places, lengths, left=BAR_START, height=0.72, color=blue, alpha=0.85, label="bound")
+    lossy = [place for place, row in enumerate(rows) if row.is_lossy]
+    if lossy:
+        linear = [rows[place].bound.linear_rank for place in lossy]
+        axes.scatter(linear, lossy, s=26, marker="D", color=orange, edgecolors="white", zorder=3, label="linear rank")
+    for place, row, most in zip(places, rows, full, strict=True):
+        words = f"{row.bound.rank} of {most}"
+        axes.annotate(words, (most, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    ticks = [2**power for power in range(math.ceil(math.log2(max(full, default=1))) + 1)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
+    axes.set_xlim(BAR_START, ticks[-1] * (ticks[-1] / BAR_START) ** 0.16)  # a share of the width is for the words
+    axes.set_xlabel("rank", fontsize=9)
+    axes.set_yticks(places, [row.label for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8, frameon=False, borderaxespad=0.2)
 
 
 def _dodge(cells: pd.DataFrame, method: str, rank: float) -> float:

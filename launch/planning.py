@@ -35,6 +35,23 @@ def plan_cell(cell: Cell) -> PlannedCell:
     Raises:
         UserError: the data cannot serve the settings, or the plan is refused.
     """
+    bounds = bound_cell(cell)
+    config = cell.config
+    try:
+        plan = make_plan(
+            network_of(cell), config.compressor, config.policy, bounds=bounds, world_size=config.cluster.workers
+        )
+    except ValueError as error:
+        raise UserError(f"{cell.name}: {error}") from error
+    return PlannedCell(cell, bounds, plan)
+
+
+def bound_cell(cell: Cell) -> Bounds:
+    """Bound a cell's network at its batch shape.
+
+    Raises:
+        UserError: the data cannot serve the settings, or the network cannot be traced.
+    """
     config = cell.config
     dataset = load(config.data, config.train.fold)
     if config.train.batch_size > len(dataset.train):
@@ -43,7 +60,7 @@ def plan_cell(cell: Cell) -> PlannedCell:
             f"samples of {dataset.name}; take {len(dataset.train)} or less"
         )
     try:
-        bounds = _bounds(
+        return _bounds(
             config.model,
             config.data,
             config.train.fold,
@@ -52,11 +69,14 @@ def plan_cell(cell: Cell) -> PlannedCell:
             config.cluster.workers,
             config.train.accumulation_steps,
         )
-        model = _on_meta(config.model, dataset, DTYPES[config.train.dtype])
-        plan = make_plan(model, config.compressor, config.policy, bounds=bounds, world_size=config.cluster.workers)
     except (TraceError, ValueError) as error:
         raise UserError(f"{cell.name}: {error}") from error
-    return PlannedCell(cell, bounds, plan)
+
+
+def network_of(cell: Cell) -> nn.Module:
+    """A cell's network, without memory for its weights."""
+    config = cell.config
+    return _on_meta(config.model, load(config.data, config.train.fold), DTYPES[config.train.dtype])
 
 
 @lru_cache(maxsize=8)
