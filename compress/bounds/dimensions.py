@@ -36,6 +36,9 @@ class _Drawn:
         self._trial, self._round, self._shapes = trial, round, shapes
         self._parameters: dict[str, Matrix] = {}
 
+    def forget(self) -> None:
+        self._parameters.clear()
+
     def _draw(self, key: Hashable, shape: tuple[int, ...]) -> Matrix:
         seed = zlib.crc32(repr((self._trial, key, shape)).encode())
         return field.draw(np.random.default_rng((seed, self._trial)), shape)
@@ -81,6 +84,14 @@ class Dimensions:
         if key not in self._known:
             self._known[key] = self._count(list(distinct.values()), width)
         return self._known[key]
+
+    def forget(self) -> None:
+        """Let go of what was evaluated; what was counted stays known."""
+        self._evaluated.clear()
+        self._entries = 0
+        for weights in self._weights:
+            for drawn in weights:
+                drawn.forget()
 
     def at_most(self, generators: Iterable[Generator], width: int) -> int:
         """An upper limit, without evaluating anything."""

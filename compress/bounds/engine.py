@@ -112,6 +112,7 @@ def rank_bounds(
         bound, _ = exact.bound(by_storage[storage], shape, axes, accumulation_steps, names)
         relaxed, side = linear.bound(by_storage[storage], shape, axes, accumulation_steps, names)
         entries[name] = _with_linear_rank(bound, relaxed, side)
+    exact.limits.dimensions.forget()
     return Bounds(
         entries=entries,
         input_shapes=tuple(tuple(tensor.shape) for tensor in given.values()),
@@ -205,7 +206,5 @@ class _Walk:
         """A gradient that arrives as a tensor of the parameter's shape."""
         ops = self.tracer.ops
         rows = ops.features(gradient, shape, 1)
-        columns = ops.features(
-            ops.anything((1 << 40, shape[0]), ("columns", ops.fresh()), gradient.label), (1 << 40, shape[0]), 1
-        )
-        return Use(replace(rows, balanced=frozenset()), columns, min(shape[0], 1 << 40))
+        columns = ops.any_rows(shape[0], gradient.label)
+        return Use(replace(rows, balanced=frozenset()), columns, shape[0])

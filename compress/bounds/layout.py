@@ -23,6 +23,9 @@ from compress.bounds.values import (
     varies,
 )
 
+_MANY = 1 << 40
+"""More rows than any batch has."""
+
 
 class Layout:
     """Regroups, aligns and converts values; one for each traced graph."""
@@ -59,6 +62,11 @@ class Layout:
         parts = np.empty((), dtype=object)
         parts[()] = terms
         return Value(tuple(axes), Kind.KNOWN, height, label, parts=parts)
+
+    def any_rows(self, width: int, label: str) -> Value:
+        """Rows of one width of which nothing is known, not even how many."""
+        shape = (_MANY, width)
+        return self.features(self.anything(shape, ("rows", self.fresh()), label), shape, 1)
 
     # --- axes of a shape ------------------------------------------------------------------------------------
 

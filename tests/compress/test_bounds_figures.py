@@ -65,9 +65,26 @@ class TestRecurrent:
 
     def test_a_carried_state_is_one_more_input(self):
         model = Elman([64, 64, 2, 64])
-        states = [normal(48, 64), normal(48, 2), normal(48, 64)]
-        found = ranks(model, [((normal(48, 5, 64), states), normal(48, 64))])
-        check(found, {"hidden.0.weight": 10, "hidden.1.weight": 2})
+        states = [normal(12, 64), normal(12, 2), normal(12, 64)]
+        found = ranks(model, [((normal(12, 5, 64), states), normal(12, 64))])
+        check(found, {"hidden.0.weight": 10, "hidden.1.weight": 2, "hidden.2.weight": 5 * 12})
+
+    def test_a_state_carried_over_from_earlier_steps_holds_theirs(self):
+        class Truncated(Elman):
+            """Gradients through the last 5 steps; the state before them comes from 24 others."""
+
+            def forward(self, x: Tensor) -> Tensor:
+                for inward, hidden in zip(self.inward, self.hidden, strict=True):
+                    state, found = x.new_zeros(x.shape[0], hidden.in_features), []
+                    for t in range(x.shape[1]):
+                        state = inward(x[:, t]) + hidden(state)
+                        state = state.detach() if t < 24 else state
+                        found.append(state)
+                    x = torch.stack(found, 1)
+                return x[:, -1]
+
+        found = ranks(Truncated([64, 64, 2, 64]), [(normal(96, 29, 64), normal(96, 64))])
+        check(found, {"hidden.0.weight": 10, "hidden.1.weight": 2, "hidden.2.weight": 2 * (24 + 4)})
 
     def test_written_in_place_and_with_every_step_read(self):
         class InPlace(Elman):

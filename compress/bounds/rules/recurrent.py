@@ -57,14 +57,14 @@ def _backward(call: Call, adjoints: list[Value | None]) -> Gradients:
     for layer, directions in enumerate(_weights(call)):
         for direction, (inward, recurrent, *projection) in enumerate(directions):
             gates, hidden = shape(inward)[0], shape(recurrent)[1]
-            delta = _block(call, gates, f"the gates of {call.title}")
-            below = value if layer == 0 else _block(call, shape(inward)[1], f"the layer below in {call.title}")
-            before = _block(call, hidden, f"the hidden state of {call.title}")
+            delta = call.ops.any_rows(gates, f"the gates of {call.title}")
+            below = value if layer == 0 else call.ops.any_rows(shape(inward)[1], f"the layer below in {call.title}")
+            before = call.ops.any_rows(hidden, f"the hidden state of {call.title}")
             _use(call, inward, below, delta, steps * samples)
             _use(call, recurrent, before, delta, (steps - fresh) * samples)
             if projection:
                 wide = shape(projection[0])[1]
-                _use(call, projection[0], _block(call, wide, "the cell"), before, steps * samples)
+                _use(call, projection[0], call.ops.any_rows(wide, "the cell"), before, steps * samples)
             if layer == 0:
                 everything = call.algebra.source(("all", gates), gates, gates, f"the gates of {call.title}")
                 found = call.tracer.weight(inward)
@@ -95,12 +95,6 @@ def _use(call: Call, weight: fx.Node, inputs: Value, delta: Value, rows: int) ->
     found = call.tracer.weight(weight)
     if found is not None:
         call.tracer.use(found[0], inputs, delta, rows)
-
-
-def _block(call: Call, width: int, label: str) -> Value:
-    """Any rows of one width."""
-    name = (call.name, call.ops.fresh())
-    return call.ops.features(call.ops.anything((1 << 40, width), name, label), (1 << 40, width), 1)
 
 
 _OPS = [aten.rnn_tanh.input, aten.rnn_relu.input, aten.gru.input, aten.lstm.input]
