@@ -119,6 +119,19 @@ class TestRecurrent:
         found = ranks(Net(), [(normal(2, 5, 32), normal(2, 5, 24))])
         check(found, {"net.weight_ih_l0": 10, "net.weight_hh_l0": 8})
 
+    @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+    def test_a_state_that_is_given_has_a_row_too(self, kind):
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = kind(32, 24, batch_first=True, dtype=torch.float64)
+
+            def forward(self, x: Tensor, state: Tensor) -> Tensor:
+                return self.net(x, state)[0]
+
+        found = ranks(Net(), [((normal(2, 5, 32), normal(1, 2, 24)), normal(2, 5, 24))])
+        check(found, {"net.weight_hh_l0": 10})
+
 
 class TestConvolutions:
     @pytest.mark.parametrize("stride", [1, 2])
