@@ -10,7 +10,7 @@ from torch import Tensor
 from compress.bounds.basis import Actual, Basis, orthonormal
 from compress.bounds.dimensions import Dimensions
 from compress.bounds.spaces import Generator
-from compress.matrix import look_up
+from compress.matrix import canonical_name, look_up
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,10 @@ class RankBound:
                 "these bounds were pickled, which leaves the spaces behind; call rank_bounds in this process"
             )
         spaces = self.spaces
-        weights = {}
-        for placeholder, name in spaces.names.items():
-            own = name.removeprefix("model.")
-            if name.startswith("model.") and own in {key.removeprefix("module.") for key in parameters}:
-                weights[placeholder] = parameters[own] if own in parameters else parameters[f"module.{own}"]
+        plain = {canonical_name(key): tensor for key, tensor in parameters.items()}
+        given = {f"model.{key.removeprefix('module.')}": tensor for key, tensor in plain.items()}
+        given |= {f"model.{key}": tensor for key, tensor in plain.items()}
+        weights = {placeholder: given[name] for placeholder, name in spaces.names.items() if name in given}
         if not weights:
             raise ValueError(
                 f"none of the network's parameters is among {list(parameters)[:3]}; give named_parameters()"

@@ -62,6 +62,8 @@ class TestBasis:
         deeper = chain(256, 8, 256, 256, 10)
         bounds, found = self.both(deeper, normal(300, 256), torch.randint(0, 10, (300,)), F.cross_entropy)
         basis, gradient = bounds["2.weight"].basis(dict(deeper.named_parameters())), found["2.weight"]
+        wrapped = {f"module._orig_mod.{name}": weight for name, weight in deeper.named_parameters()}
+        assert torch.equal(bounds["2.weight"].basis(wrapped).inputs, basis.inputs)
         core = basis.adjoint.T @ gradient @ basis.inputs
         assert core.numel() == 72
         assert (basis.adjoint @ core @ basis.inputs.T - gradient).norm() < 1e-12 * gradient.norm()

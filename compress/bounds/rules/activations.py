@@ -1,6 +1,6 @@
 """Nonlinearities, and whatever else changes entries one by one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from compress.bounds.leaky import calibrated_tail, carried_tail, leaky_carried_tail
-from compress.bounds.rules.base import Call, aten, define, is_float, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, shape, slopes
 from compress.bounds.values import Kind, Value
-
-Gradients = Iterable[tuple[fx.Node, Value]]
-
 
 _ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {
     aten.gelu.default: torch.nn.functional.gelu,
@@ -136,12 +133,6 @@ def _any(call: Call) -> Value | None:
     return call.ops.anything(call.shape, call.name, call.title)
 
 
-def _any_back(call: Call, adjoint: Value) -> Gradients:
-    for node in call.node.all_input_nodes:
-        if is_float(node):
-            yield node, call.full(node, f"the slopes of {call.title}")
-
-
 define(
     [aten.exp.default, aten.log.default, aten.sin.default, aten.cos.default, aten.abs.default, aten.sqrt.default]
     + [aten.rsqrt.default, aten.reciprocal.default, aten.erf.default, aten.log1p.default, aten.expm1.default]
@@ -164,7 +155,7 @@ define(
     + [aten.pixel_shuffle.default, aten.im2col.default, aten.col2im.default, aten.index_select.default]
     + [aten._weight_norm.default, aten.instance_norm.default, aten.polar.default],
     _any,
-    _any_back,
+    slopes,
     "full",
     "nothing linear is left, or nobody follows it",
 )

@@ -1,18 +1,13 @@
 """Attention and softmax."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
-
-from compress.bounds.rules.base import Call, aten, define, is_float, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, shape
 from compress.bounds.rules.linear import batch_axes, mixed, rows_of
 from compress.bounds.rules.shape import unexpanded
 from compress.bounds.values import ONE, Axis, Kind, Role, Value, less_constants
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 
 def _keys(call: Call, value: Value, own: tuple[int, ...], position: int) -> frozenset[Any]:

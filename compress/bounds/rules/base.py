@@ -102,7 +102,10 @@ class Call:
 
 
 Forward = Callable[[Call], Any]
-Backward = Callable[[Call, Any], Iterable[tuple[fx.Node, Value]]]
+Gradients = Iterable[tuple[fx.Node, Value]]
+"""Inputs of a call, each with the adjoint that the call sends it."""
+
+Backward = Callable[[Call, Any], Gradients]
 
 
 @dataclass(frozen=True)
@@ -171,5 +174,13 @@ def is_float(node: Any) -> bool:
     return isinstance(found, Tensor) and found.is_floating_point()
 
 
-def nothing(call: Call, adjoint: Any) -> Iterable[tuple[fx.Node, Value]]:
+def nothing(call: Call, adjoint: Any) -> Gradients:
+    """No adjoint to any input."""
     return ()
+
+
+def slopes(call: Call, adjoint: Any) -> Gradients:
+    """To every input another slope for each entry, so all there is."""
+    for node in call.node.all_input_nodes:
+        if is_float(node):
+            yield node, call.full(node, f"the slopes of {call.title}")

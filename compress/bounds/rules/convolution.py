@@ -2,19 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
 from compress.bounds.maps import Embed, Kernel, Select, Unknown
-from compress.bounds.rules.base import Call, aten, define, is_float, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, shape
 from compress.bounds.rules.linear import constant_added
 from compress.bounds.spaces import Coefficients, Terms
 from compress.bounds.values import Axis, Role, Value
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 _MOST_GROUPS = 64
 

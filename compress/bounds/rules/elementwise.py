@@ -1,18 +1,14 @@
 """Entry by entry: sums, products, nonlinearities."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from compress.bounds.rules.base import Call, aten, define, is_float, nothing, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, nothing, shape
 from compress.bounds.rules.shape import unexpanded
 from compress.bounds.values import ONE, Kind, Value, factored, times, varies
-
-Gradients = Iterable[tuple[fx.Node, Value]]
-
 
 # --- sums ----------------------------------------------------------------------------------------------------
 

@@ -1,18 +1,15 @@
 """Products of matrices: layers, and data times data."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
 from compress.bounds.maps import Linear, Map, Row, Unknown
-from compress.bounds.rules.base import Call, aten, define, is_float, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, shape
 from compress.bounds.rules.shape import unexpanded
 from compress.bounds.values import Axis, Kind, Role, Value, less_constants, sizes
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 
 def _parsed(call: Call) -> tuple[fx.Node, fx.Node, fx.Node | None, bool] | None:

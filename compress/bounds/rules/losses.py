@@ -1,15 +1,10 @@
 """Losses, and the table of tokens that a network starts from."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 
-from torch import fx
-
-from compress.bounds.rules.base import Call, aten, define, is_float, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, shape, slopes
 from compress.bounds.values import Axis, Kind, Role, Value
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 
 def _loss(call: Call) -> Value:
@@ -68,18 +63,12 @@ define(
 )
 
 
-def _any_back(call: Call, adjoint: Value) -> Gradients:
-    for node in call.node.all_input_nodes:
-        if is_float(node):
-            yield node, call.full(node, f"the slopes of {call.title}")
-
-
 define(
     [aten.l1_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.kl_div.default]
     + [aten.binary_cross_entropy_with_logits.default, aten.binary_cross_entropy.default, aten.nll_loss_nd.default]
     + [aten.soft_margin_loss.default, aten.poisson_nll_loss.default, aten.cosine_embedding_loss.default],
     _loss,
-    _any_back,
+    slopes,
     "back: full",
     "another slope for every entry",
 )

@@ -1,6 +1,5 @@
 """Normalisation: each divides by statistics of the data, so rows keep their space but not their coefficients."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +7,10 @@ import numpy as np
 from torch import fx
 
 from compress.bounds.maps import Centre, Diagonal, Embed, Select, Tile, Unknown
-from compress.bounds.rules.base import Call, aten, define, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, shape
 from compress.bounds.rules.linear import constant_added
 from compress.bounds.spaces import Terms
 from compress.bounds.values import Role, Value
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 
 def _flat(call: Call) -> tuple[int, ...]:

@@ -1,17 +1,14 @@
 """Pooling, padding and resizing of positions."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from compress.bounds.rules.base import Call, aten, define, is_float, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, shape
 from compress.bounds.rules.convolution import position_axes, ready
 from compress.bounds.values import Kind, Role, Value
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 
 def _pool_like(

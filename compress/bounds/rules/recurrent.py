@@ -1,15 +1,12 @@
 """PyTorch's own recurrent ops: RNN, GRU and LSTM over whole sequences."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
 
 from compress.bounds.maps import Linear
-from compress.bounds.rules.base import Call, aten, define, is_float, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, shape
 from compress.bounds.values import Axis, Kind, Role, Value
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 
 def _states(call: Call) -> list[fx.Node]:

@@ -1,15 +1,12 @@
 """Ops that rearrange entries: views, transposes, parts and wholes."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from compress.bounds.rules.base import Call, aten, define, is_float, nothing, shape
+from compress.bounds.rules.base import Call, Gradients, aten, define, is_float, nothing, shape
 from compress.bounds.values import Kind, Role, Value
-
-Gradients = Iterable[tuple[fx.Node, Value]]
 
 
 def _first(call: Call) -> fx.Node:
