@@ -1,6 +1,7 @@
 """From a network and a loss to one functional graph of ATen ops."""
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -132,8 +133,10 @@ def trace(
             gradients unseen.
     """
     objective = _Objective(model, loss)
-    with _mode(model, training), _visible_backward(objective), _where(model) as running:
+    with _mode(model, training), _visible_backward(objective), _where(model) as running, warnings.catch_warnings():
         try:
+            # torch tells that it copies the weights of nn.GRU and nn.LSTM, which changes nothing here.
+            warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights")
             exported: ExportedProgram = torch.export.export(
                 objective, (tuple(args), dict(kwargs), tuple(targets)), strict=False
             )

@@ -57,17 +57,35 @@ define(
 )
 
 
+def _is_identity(call: Call) -> bool:
+    """Whether a max pool meets one position alone, as behind the last of many pools."""
+    source, op = call.node.args[0], str(call.node.target)
+    if "pool" not in op or not isinstance(source, fx.Node) or len(shape(source)) < 3:
+        return False
+    outputs = call.node.meta["val"]
+    pooled = tuple((outputs if hasattr(outputs, "shape") else outputs[0]).shape)
+    padded = "adaptive" not in op and any(_listed(call.get("padding", 0)))
+    return math.prod(shape(source)[2:]) == 1 and pooled == tuple(shape(source)) and not padded
+
+
 def _max(call: Call) -> Any:
     outputs = call.node.meta["val"]
-    found = call.ops.anything(
-        tuple(outputs.shape) if hasattr(outputs, "shape") else tuple(outputs[0].shape), call.name, call.title
-    )
-    return found if hasattr(outputs, "shape") else [found, None]
+    single = hasattr(outputs, "shape")
+    if _is_identity(call):
+        source = call.node.args[0]
+        assert isinstance(source, fx.Node)
+        found = call.tracer.value(source)
+    else:
+        found = call.ops.anything(tuple(outputs.shape) if single else tuple(outputs[0].shape), call.name, call.title)
+    return found if single else [found, None]
 
 
 def _max_back(call: Call, adjoint: Any) -> Gradients:
     source = call.node.args[0]
     assert isinstance(source, fx.Node)
+    if _is_identity(call):
+        yield source, adjoint[0] if isinstance(adjoint, (list, tuple)) else adjoint
+        return
     yield source, call.full(source)
 
 
@@ -76,7 +94,7 @@ define(
     + [aten.max_pool2d_with_indices.default, aten.max.dim, aten.min.dim],
     _max,
     _max_back,
-    "full",
+    "full; same where it pools a single position",
     "each channel takes another position",
 )
 
