@@ -1,92 +1,86 @@
-"""A data set in memory: what is trained on, what is held out, and the task."""
+"""A data set: what is trained on, what is held out, the task, and what a network must take and give."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
+from numpy.typing import NDArray
 from torch import Tensor
 
+from models.data.samples import Chosen, Reshaped, Samples
+from models.data.signature import Kind, Signature
 from models.tasks import Task
-
-FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Rows of inputs and what is expected of each; for reconstruction `targets` is `inputs` itself.
-
-    Attributes:
-        inputs: samples × features, floating point.
-        targets: class numbers (samples,) or samples × features.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def take(self, indices: Tensor) -> "Samples":
-        """The samples of these numbers; targets that are the inputs stay the same tensor."""
-        inputs = self.inputs[indices]
-        return Samples(inputs, inputs if self.targets is self.inputs else self.targets[indices])
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Samples":
-        """Move to a device and a floating-point type; class numbers keep theirs."""
-        inputs = self.inputs.to(device, dtype)
-        if self.targets is self.inputs:
-            return Samples(inputs, inputs)
-        targets = self.targets.to(device)
-        return Samples(inputs, targets.to(dtype) if targets.is_floating_point() else targets)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and held-out samples of one fold.
+    """Training and held-out samples.
 
     Attributes:
         name: of the data set.
         source: where it comes from.
+        digest: a short hash of the contents, the same on every machine.
         task: what is learnt.
-        outputs: features or classes that a network must give.
-        input_rank: dimensions of a space that holds all inputs, None where that is not known.
+        signature: what a network must take and give.
+        train: samples to train on.
+        test: samples held out.
+        input_rank: dimensions of a space that holds every row (the entries of the last axis) of all inputs; None
+            where that is not known.
+        notes: what users must know, such as how many samples are missing of a data set that is only in part there.
     """
 
     name: str
     source: str
+    digest: str
     task: Task
+    signature: Signature
     train: Samples
     test: Samples
-    outputs: int
     input_rank: int | None = None
+    notes: tuple[str, ...] = ()
 
-    @property
-    def inputs(self) -> int:
-        """Features of a sample."""
-        return int(self.train.inputs.shape[1])
+    def viewed_as(self, kind: Kind) -> "Dataset":
+        """The same samples for a network that takes another kind, one of `VIEWS`."""
+        if kind == self.signature.kind:
+            return self
+        channels, height, width = self.signature.shape
+        if kind == "features":
+            return self._reshaped(kind, (channels * height * width,), None)
+        return self._reshaped(kind, (height, channels * width), (2, 1, 3))
 
-    @property
-    def digest(self) -> str:
-        """A short hash of the contents."""
-        content = hashlib.sha256()
-        for tensor in (self.train.inputs, self.train.targets, self.test.inputs, self.test.targets):
-            content.update(tensor.numpy().tobytes())
-        return content.hexdigest()[:16]
+    def limited(self, train: int | None, held_out: int | None) -> "Dataset":
+        """At most so many samples, spread evenly over all."""
+        chosen = replace(self, train=_spread(self.train, train), test=_spread(self.test, held_out))
+        if chosen.train is self.train and chosen.test is self.test:
+            return self
+        return replace(chosen, digest=digest_of(self.digest, f"{len(chosen.train)}, {len(chosen.test)}"))
+
+    def _reshaped(self, kind: Kind, shape: tuple[int, ...], order: tuple[int, ...] | None) -> "Dataset":
+        return replace(
+            self,
+            signature=replace(self.signature, kind=kind, shape=shape),
+            input_rank=None,  # rows of another shape are others
+            train=Reshaped(self.train, shape, order),
+            test=Reshaped(self.test, shape, order),
+        )
 
 
-def split(inputs: Tensor, targets: Tensor | None, fold: int) -> tuple[Samples, Samples]:
-    """Split samples into training and held-out ones, by shuffled five-fold cross-validation.
+def digest_of(*parts: Tensor | NDArray[np.generic] | str | None) -> str:
+    """A short hash of tensors, their shapes and types, and texts."""
+    content = hashlib.sha256()
+    for part in parts:
+        if part is None or isinstance(part, str):
+            content.update(repr(part).encode())
+            continue
+        array = np.ascontiguousarray(part)
+        content.update(f"{array.dtype} {tuple(part.shape)}".encode())
+        content.update(array.data)
+    return content.hexdigest()[:16]
 
-    The shuffle is always the same, so that folds are disjoint. Without targets, the inputs are the targets.
 
-    Raises:
-        ValueError: fold outside 0 to 4.
-    """
-    if not 0 <= fold < FOLDS:
-        raise ValueError(f"fold is {fold}; it must be 0 to {FOLDS - 1}")
-    folds = list(KFold(FOLDS, shuffle=True, random_state=0).split(np.arange(len(inputs))))
-    train, test = (torch.from_numpy(indices) for indices in folds[fold])
-    samples = Samples(inputs, inputs if targets is None else targets)
-    return samples.take(train), samples.take(test)
+def _spread(samples: Samples, most: int | None) -> Samples:
+    if most is None or most >= len(samples):
+        return samples
+    # Files are often sorted by class, so that the first ones would be of few classes.
+    return Chosen(samples, torch.arange(most) * len(samples) // most)
