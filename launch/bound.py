@@ -1,11 +1,9 @@
 """Which networks `gradrank bound` is asked about, and their bounds."""
 
-import logging
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +12,12 @@ from torch import nn
 from compress import Bounds, TraceError, rank_bounds
 from compress.matrix import named_matrices, unwrapped
 from launch.errors import UserError
-from launch.kinds import nearest
 from launch.own_model import load_own_model
-from launch.planning import bound_cell, network_of
+from launch.planning import bound_cell, network_of, quiet_tracing
 from launch.study import Cell, read_study, single_cell
 from models import MODELS, DataConfig, ModelConfig
+from models.own import is_own
+from models.spelling import nearest
 
 
 class Sizes(NamedTuple):
@@ -61,16 +60,19 @@ def networks_of(
             if value is not None:
                 raise UserError(f"{option} {value}: {config} names its own; change it by --set {option[2:]}={value}")
         return _study(config, sizes, overrides)
-    if model is not None and ":" in model:
-        for option, given in (("--data", data), ("--batch-size", sizes.batch_size), ("--set", overrides)):
+    if is_own(model) and data is None:
+        for option, given in (("--batch-size", sizes.batch_size), ("--set", overrides)):
             if given:
-                raise UserError(f"{option}: found beside --model {model}, which makes its own inputs; leave it out")
-        return [_own(model, sizes)]
+                raise UserError(
+                    f"{option}: found beside --model {model}, which makes its own inputs; leave it out, or name --data "
+                    "for a function that takes the data's signature"
+                )
+        return [_own(str(model), sizes)]
     return [_built_in(model or "mlp", data or "digits", sizes, overrides)]
 
 
 def _built_in(model: str, data: str, sizes: Sizes, overrides: Sequence[str]) -> Network:
-    if model not in MODELS:
+    if model not in MODELS and not is_own(model):
         raise UserError(
             f"--model: found {model!r}; allowed are {', '.join(MODELS)}, or package.module:function for a network of "
             f"your own{nearest(model, MODELS)}"
@@ -114,13 +116,12 @@ def _own(given: str, sizes: Sizes) -> Network:
     for option, count in (("--workers", sizes.workers), ("--accumulation-steps", sizes.accumulation_steps)):
         if count is not None and count < 1:
             raise UserError(f"{option}: found {count}; allowed is 1 or more")
-    logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)  # an error tells it better
     with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
         fields = load_own_model(given)
     model, args = fields.pop("model"), fields.pop("args")
     fields |= {"world_size": sizes.workers or 1, "accumulation_steps": sizes.accumulation_steps or 1}
     try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # torch.export prints whole graphs
+        with quiet_tracing():
             bounds = rank_bounds(model, args, **fields)
     except (TraceError, ValueError) as error:
         raise UserError(f"--model {given}: {' '.join(str(error).split())}") from error

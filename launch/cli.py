@@ -14,7 +14,8 @@ from launch.errors import UserError
 
 USAGE_ERROR = 2
 OWN_MODEL = """\
-A function of your own is called without arguments and gives a dict, or an object with these attributes:
+A function of your own beside --data is called as studies call it: with the data's signature and the settings of --set.
+Alone, it is called without arguments and gives a dict, or an object with these attributes:
   model, args                  the network, and a tuple of one worker's inputs in one backward pass
   kwargs, loss, targets        keyword inputs; loss(output, *targets) gives a scalar, else the network's own loss counts
   input_rank, distinct_tokens  what you know of the data; training=False bounds the network in evaluation mode
@@ -68,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(command=_ui)
 
+    _add_data(commands)
+
     doctor = commands.add_parser("doctor", help="check what a study needs of this machine")
     doctor.add_argument("--uri", help="the MLflow store")
     doctor.set_defaults(command=_doctor)
@@ -85,7 +88,9 @@ def _add_bound(commands: Any) -> None:
     )
     bound.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a study, for the networks of its cells")
     bound.add_argument("--model", help="a built-in network (default: mlp), or package.module:function for your own")
-    bound.add_argument("--data", help="a built-in data set, for shapes and loss (default: digits)")
+    bound.add_argument(
+        "--data", help="a data set, for shapes and loss: a built-in one (default: digits), or package.module:function"
+    )
     bound.add_argument("--batch-size", type=int, help="samples of a step, over all workers (default: 128)")
     bound.add_argument("--workers", type=int, help="workers that average their gradients (default: the study's, or 1)")
     bound.add_argument("--accumulation-steps", type=int, help="backward passes of a step (default: the study's, or 1)")
@@ -96,6 +101,19 @@ def _add_bound(commands: Any) -> None:
     output.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     output.add_argument("--explain", metavar="LAYER", help="print how one bound came about; a part of a name will do")
     bound.set_defaults(command=_bound)
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="list the data sets that are read from files, or fetch one")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="which are there, where their files go, and what is missing")
+    listing.set_defaults(command=_data_list)
+    fetching = actions.add_parser("fetch", help="get one from the Hugging Face hub; what is there and right is kept")
+    fetching.add_argument("name", metavar="NAME", help="the data set, as studies name it")
+    fetching.add_argument("--force", action="store_true", help="download and write all of it anew")
+    fetching.set_defaults(command=_data_fetch)
+    for action in (listing, fetching):
+        action.add_argument("--root", type=Path, metavar="FOLDER", help="holds data sets (default: GRADRANK_DATA_ROOT)")
 
 
 def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
@@ -155,6 +173,20 @@ def _ui(options: argparse.Namespace, console: Console) -> int:
     from launch.ui import serve
 
     serve(options.uri, options.experiment, options.port)
+    return 0
+
+
+def _data_list(options: argparse.Namespace, console: Console) -> int:
+    from launch.data_command import list_sets
+
+    list_sets(options.root, console)
+    return 0
+
+
+def _data_fetch(options: argparse.Namespace, console: Console) -> int:
+    from launch.data_command import fetch_set
+
+    fetch_set(options.name, options.root, console, anew=options.force)
     return 0
 
 

@@ -26,6 +26,11 @@ from launch.errors import UserError, first_line
 from launch.planning import PlannedCell
 from launch.ray_environment import ray_address
 from launch.worker import work
+from models.data.cache import CACHE_VARIABLE
+from models.data.files import ROOT_VARIABLE, absolute
+
+DATA_VARIABLES = (ROOT_VARIABLE, CACHE_VARIABLE)
+"""What workers are told of the driver's environment, which does not reach them by itself."""
 
 POLL_S = 0.2
 GRACE_S = 2.0
@@ -192,6 +197,7 @@ def start_group(cells: Sequence[PlannedCell], folder: Path) -> Group:
             "cells": [ray.put({cell.cell.index: cell for cell in cells})],
             "backend": backend,
             "timeout_s": settings.timeout_s,
+            "environment": {name: str(absolute(os.environ[name])) for name in DATA_VARIABLES if os.environ.get(name)},
         },
         scaling_config=ScalingConfig(
             num_workers=settings.workers,

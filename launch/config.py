@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress import COMPRESSORS, POLICIES, AuditSettings, Compressor, NonePolicy, Policy
 from launch.kinds import OneOf
-from models import DATA, MODELS, DataConfig, ModelConfig
-from models.data.dataset import FOLDS
+from models import DATA, MODELS, DataConfig, ModelConfig, OwnData, OwnModel
+from models.config import Seed
+from models.data.folds import FOLDS
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -33,9 +34,12 @@ class TrainSettings(Settings):
         weight_decay: L2 penalty.
         dtype: of weights and gradients.
         seed: of weights, order of samples and random factors.
-        fold: which fifth of the data is held out.
+        fold: which fifth of the data is held out, where that is the data's way of holding out.
         log_every: steps between records of the training loss.
-        eval_every: steps between evaluations on held-out data; the last step is always followed by one.
+        eval_every: steps between evaluations on held-out data; one comes before the first step, and one after the last.
+        eval_batch_size: samples that a worker evaluates at once.
+        loader_processes: of each worker, that prepare batches ahead; 0 for none, which is best where input is
+            quickly read, as from the arrays in the cache.
         bucket_mb: size of DDP's gradient buckets in MiB.
     """
 
@@ -47,10 +51,12 @@ class TrainSettings(Settings):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     fold: Annotated[int, Field(ge=0, lt=FOLDS)] = 0
     log_every: Count = 10
     eval_every: Count = 100
+    eval_batch_size: Count = 256
+    loader_processes: Annotated[int, Field(ge=0)] = 0
     bucket_mb: Annotated[float, Field(gt=0)] = 25.0
 
 
@@ -90,13 +96,22 @@ class TrackingSettings(Settings):
 class CellConfig(Settings):
     """One training run of a study, everything decided."""
 
-    model: Annotated[ModelConfig, OneOf(MODELS, "model")]
-    data: Annotated[DataConfig, OneOf(DATA, "data")]
+    model: Annotated[ModelConfig, OneOf(MODELS, "model", own=OwnModel)]
+    data: Annotated[DataConfig, OneOf(DATA, "data", own=OwnData)]
     compressor: Annotated[tuple[Compressor, ...], OneOf(COMPRESSORS, "compressor", several=True)]
     policy: Annotated[Policy, OneOf(POLICIES, "policy")] = NonePolicy()
     train: TrainSettings = TrainSettings()
     audit: AuditSettings = AuditSettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _fold_is_used(self) -> Self:
+        if self.train.fold and getattr(self.data, "held_out", "fold") != "fold":
+            raise ValueError(
+                f"train.fold is {self.train.fold} and data.held_out is {self.data.held_out}; "  # type: ignore[attr-defined]
+                "set data.held_out=fold to cross-validate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from launch.errors import UserError
 from launch.network import address_towards, interface_towards
+from models.data.fetching import SOURCES
+from models.data.files import ROOT_VARIABLE, named_root
 
 _GIBIBYTE = 1024**3
 LEAST_MEMORY = 2 * _GIBIBYTE
@@ -39,6 +41,7 @@ def examine(uri: str | None) -> Iterator[Finding]:
         _gpus,
         _interface,
         lambda: _store(uri),
+        _data,
         _memory,
     ]
     for check in checks:
@@ -105,6 +108,18 @@ def _store(uri: str | None) -> Finding:
         return Finding("store", Store.open(uri).uri)
     except UserError as error:
         return Finding("store", resolved, str(error))
+
+
+def _data() -> Finding:
+    root = named_root(None)
+    if root is None:
+        return Finding("data", f"{ROOT_VARIABLE} is not set; studies on files name data.root")
+    if not root.is_dir():
+        return Finding(
+            "data", f"{root} is no folder", f"export {ROOT_VARIABLE}=… of the folder that holds the data sets"
+        )
+    there = [name for name, source in SOURCES.items() if source.folder(root).is_dir()]
+    return Finding("data", f"{root}: {', '.join(there) or 'no data set yet, gradrank data fetch NAME gets one'}")
 
 
 def _memory() -> Finding:

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from launch.kinds import OneOf, nearest
+from launch.kinds import OneOf
+from models.spelling import nearest
 
 
 def explain(kind: type[BaseModel], values: Mapping[str, Any], error: ErrorDetails) -> str:
@@ -42,8 +43,10 @@ def _locate(kind: type[BaseModel], values: Any, location: tuple[int | str, ...])
                 values = values[part]
             continue
         if isinstance(here, OneOf):
-            here = here.kinds.get(part)
+            here = here.chosen(part)
             continue
+        if here is None and not (isinstance(values, Mapping) and part in values):
+            continue  # names one of the types that a plain value may have
         owner = here
         path.append(f".{part}")
         values = values.get(part) if isinstance(values, Mapping) else None

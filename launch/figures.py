@@ -8,14 +8,14 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from launch.bound_rows import Row
 
 LOSS_FLOOR = 1e-8
 """Where information losses are cut off on a logarithmic axis: float32 roundoff and exact zeros."""
 
-QUALITY = ("accuracy", "perplexity", "reconstruction_error", "loss")
+QUALITY = ("accuracy", "perplexity", "reconstruction_error", "regression_error", "loss")
 """Held-out measures, in order of preference; every cell has the last."""
 
 MARKERS = "osD^vP*X"
@@ -37,11 +37,12 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
         path: of the picture to write.
         title: above all.
     """
+    cells = _with_loss(cells)
     quality = next(name for name in QUALITY if name in cells)
     panels = [
         (quality, f"held-out {quality.replace('_', ' ')}", False),
         ("information_loss", f"information loss  ‖G − Ĝ‖ / ‖G‖  (0 at {LOSS_FLOOR:.0e})", True),
-        ("wire_bytes_per_step", "wire bytes a step and worker", True),
+        (*_bytes(cells), True),
     ]
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=12)
@@ -67,10 +68,12 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
                 )
         if logarithmic:
             axes.set_yscale("log")
-        if column.startswith("wire_bytes"):
+        if "bytes" in column:
             axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes.yaxis.set_minor_formatter(EngFormatter(unit="B"))
+        if column == quality:
+            _hide_roundoff(axes, cells[column])
         _rank_axis(axes, cells["rank"])
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -80,6 +83,63 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+    return path
+
+
+def networks(cells: pd.DataFrame, path: Path, title: str) -> Path:
+    """Quality against bytes on the wire, a panel for each network on its data.
+
+    Args:
+        cells: one row a cell, as `report.read_cells` gives them.
+        path: of the picture to write.
+        title: above all.
+    """
+    by, label = _bytes(cells)
+    # By measure besides, since one data set may have several tasks.
+    cells = _with_loss(cells)
+    measured = cells[[name for name in QUALITY if name in cells]].notna().assign(loss=True)
+    cells = cells.assign(quality=measured.idxmax(axis=1))
+    groups = list(cells[["model", "data", "quality"]].drop_duplicates().itertuples(index=False, name=None))
+    columns = min(4, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure = Figure(figsize=(3.5 * columns, 2.6 * rows + 0.8), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    methods = list(dict.fromkeys(cells["method"]))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (model, data, quality) in zip(panels, groups, strict=False):
+        mine = cells[(cells["model"] == model) & (cells["data"] == data) & (cells["quality"] == quality)]
+        for number, (method, marker) in enumerate(zip(methods, _cycle(MARKERS, len(methods)), strict=True)):
+            chosen = mine[mine["method"] == method]
+            axes.scatter(
+                chosen[by],
+                chosen[quality],
+                s=46,
+                color=colormaps["tab10"](number % 10),
+                marker=marker,
+                alpha=0.75,
+                edgecolors="white",
+                linewidths=0.6,
+                label=method,
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=""))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(mine[by].min() / 3, mine[by].max() * 3)  # wide enough for two ticks or more
+        axes.margins(y=0.25)
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        _hide_roundoff(axes, mine[quality])
+        axes.set_title(f"{model} on {data}", fontsize=9)
+        axes.set_ylabel(quality.replace("_", " "), fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    for axes in panels[len(groups) :]:
+        axes.set_axis_off()
+    figure.supxlabel(label, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=min(4, len(labels)), fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
     return path
 
 
@@ -162,6 +222,25 @@ def _bound_bars(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8, frameon=False, borderaxespad=0.2)
+
+
+def _with_loss(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells with a column of losses, which is not there where all have diverged."""
+    return cells if "loss" in cells else cells.assign(loss=float("nan"))
+
+
+def _bytes(cells: pd.DataFrame) -> tuple[str, str]:
+    """The column of bytes to draw, and its label: where a cell has one worker, nothing goes over a wire."""
+    if (cells["world_size"] > 1).all():
+        return "wire_bytes_per_step", "wire bytes a step and worker"
+    return "bytes_per_step", "bytes a step that a worker hands to collectives"
+
+
+def _hide_roundoff(axes: Axes, values: "pd.Series[float]") -> None:
+    """Draw values at one height that differ by roundoff alone."""
+    lowest, highest = float(values.min()), float(values.max())
+    if highest - lowest < 1e-4 * abs(highest):
+        axes.set_ylim(lowest - 0.05 * abs(highest), highest + 0.05 * abs(highest))
 
 
 def _dodge(cells: pd.DataFrame, method: str, rank: float) -> float:

@@ -1,18 +1,13 @@
 """Anyone's network for `gradrank bound`: what a function `package.module:function` gives."""
 
-import importlib
-import inspect
-import os
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from launch.errors import UserError, first_line
-from launch.kinds import nearest
+from launch.errors import UserError
+from models.own import call_own, find_function
+from models.spelling import nearest
 
 
 def _is_count(value: Any) -> bool:
@@ -47,45 +42,12 @@ def load_own_model(given: str) -> dict[str, Any]:
         UserError: there is no such function, it fails, or gives something else.
     """
     where = f"--model {given}"
-    module_name, _, name = given.partition(":")
-    if not name or not all(part.isidentifier() for part in module_name.split(".")):
-        raise UserError(
-            f"{where}: allowed is package.module:function, such as nets:make for the function make in nets.py"
-        )
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    module = _import(module_name, where)
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        defined = f"its functions are {', '.join(functions)}" if functions else "it defines no functions"
-        raise UserError(f"{where}: {module_name} has no function {name!r}; {defined}{nearest(name, functions)}")
     try:
-        result = function()
-    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is told as their mistake
-        raise UserError(
-            f"{where}: {name}() raised {first_line(error)}{_place(error, module)}; mend it first"
-        ) from error
-    return _checked(result, f"{where}: {name}()")
-
-
-def _import(name: str, where: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"{where}: found no module {error.name!r} in {os.getcwd()} or installed; run gradrank in the folder "
-                "that holds it"
-            ) from error
-        raise UserError(f"{where}: importing {name} raised {first_line(error)}; mend it first") from error
-
-
-def _place(error: BaseException, module: ModuleType) -> str:
-    """The last line of the module itself that led to the error."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__]
-    return f" (line {lines[-1]} of {os.path.basename(str(module.__file__))})" if lines else ""
+        function = find_function(given)
+        result = call_own(function)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    return _checked(result, f"{where}: {given.rpartition(':')[2]}()")
 
 
 def _checked(result: Any, where: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rich.table import Table
 from launch import figures, ray_environment
 from launch.planning import PlannedCell, plan_cell
 from launch.progress import StudyProgress
-from launch.report import report
+from launch.report import MEASURES, report
 from launch.study import Study
 from launch.tracking import Store, StudyRun
 
@@ -165,7 +165,7 @@ def _finish(run: StudyRun, planned: PlannedCell, result: dict[str, Any], scratch
     shown = {
         key.removeprefix("summary/"): value
         for key, value in summary.items()
-        if key in ("summary/accuracy", "summary/reconstruction_error", "summary/information_loss")
+        if key.removeprefix("summary/") in (*MEASURES, "information_loss")
     }
     return ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
 

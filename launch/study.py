@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from launch.config import CellConfig, StudyConfig
 from launch.errors import UserError
 from launch.explain import explain
-from launch.kinds import nearest
+from models.spelling import nearest
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -105,7 +105,7 @@ def single_cell(values: dict[str, Any], overrides: Sequence[str] = ()) -> Cell:
     """
     for override in overrides:
         set_key(values, *parse_override(override))
-    return Cell(0, str(values["model"]), "", _validate(CellConfig, values, "settings"))
+    return Cell(0, _short(values["model"]), "", _validate(CellConfig, values, "settings"))
 
 
 def parse_override(override: str) -> tuple[str, Any]:

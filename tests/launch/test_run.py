@@ -54,6 +54,9 @@ SUMMARY = {
     "samples_per_second",
     "peak_memory_mb",
     "audit_share",
+    "initial_loss",
+    "initial_accuracy",
+    "seconds",
 }
 STEPPED = {"train/loss", "eval/loss", "eval/accuracy", "audit/information_loss", "audit/measured_rank"}
 

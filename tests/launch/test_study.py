@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from launch.cli import main
-from launch.study import read_study
+from launch.errors import UserError
+from launch.study import read_study, single_cell
 
 BASE = {
     "name": "small",
@@ -92,6 +93,7 @@ MISTAKES = {
     "uneven batch": (["train.batch_size=33"], ["33", "multiple of 2"]),
     "not key=value": (["seed"], ["key=value"]),
     "a batch larger than the data": (["train.batch_size=5000"], ["5000", "1437"]),
+    "a kind that is no name": (["model={kind: [1]}"], ["model", "found [1]"]),
     "a missing kind": (["data={task: classification}"], ["data", "no kind"]),
     "two clusters": (["sweep.cluster.address=[auto, null]"], ["sweep.cluster.address", "one cluster"]),
     "a fold that is not": (["train.fold=5"], ["train.fold", "less than 5"]),
@@ -160,3 +162,15 @@ def test_every_study_that_ships_is_valid():
     assert studies
     for path in studies:
         assert read_study(path).cells
+
+
+def test_mistakes_in_values_of_several_types_name_the_key_alone():
+    values = {"model": "mlp", "data": {"kind": "gaussian", "mean": "abc"}, "compressor": "dense"}
+    with pytest.raises(UserError) as told:
+        single_cell(values)
+    assert [line.split(": found")[0] for line in str(told.value).splitlines()] == ["settings: data.mean"] * 2
+
+
+def test_a_single_cell_is_named_in_words():
+    values = {"model": {"kind": "mlp", "width": 8}, "data": "digits", "compressor": "dense"}
+    assert single_cell(values).name == "mlp(width=8)"
