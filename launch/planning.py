@@ -52,6 +52,8 @@ def plan_cell(cell: Cell) -> PlannedCell:
         )
     except ValueError as error:
         raise UserError(f"{cell.name}: {error}") from error
+    if not plan:
+        raise UserError(f"{cell.name}: model {config.model.kind} trains no parameter; one or more is expected")
     return PlannedCell(cell, bounds, plan, load(config).digest)
 
 

@@ -197,6 +197,9 @@ from torch import nn
 def narrow(signature):
     return nn.Linear(signature.features + 1, signature.outputs)
 
+def frozen(signature):
+    return nn.Linear(signature.features, signature.outputs).requires_grad_(False)
+
 def knobs(signature, bottleneck=3, sequence_length=None, alpha=1):
     return nn.Linear(signature.features, signature.outputs)
 
@@ -230,6 +233,7 @@ def test_what_tracing_prints_stays_off_the_terminal(outside):
 @pytest.mark.parametrize(
     ("model", "told"),
     [
+        ({"kind": "own.odd:frozen"}, "trains no parameter"),
         ({"kind": "own.odd:knobs", "bottleneck": [3]}, r"bottleneck is \[3\]; a number is expected"),
         ({"kind": "own.odd:knobs", "sequence_length": "8"}, "sequence_length is '8'; a whole number"),
         ({"kind": "own.odd:Stateless", "sequence_length": 4}, "Stateless gave no tuple"),
