@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import colormaps
@@ -55,17 +56,8 @@ def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
                 if column not in chosen or chosen.empty:
                     continue
                 values = chosen[column].clip(lower=LOSS_FLOOR) if column == "information_loss" else chosen[column]
-                axes.scatter(
-                    [rank * _dodge(cells, method, rank) for rank in chosen["rank"]],
-                    values,
-                    s=46,
-                    color=colormaps["tab10"](number % 10),
-                    marker=marker,
-                    alpha=0.75,
-                    edgecolors="white",
-                    linewidths=0.6,
-                    label=f"{method}, α = {alpha:g}",
-                )
+                ranks = [rank * _dodge(cells, method, rank) for rank in chosen["rank"]]
+                axes.scatter(ranks, values, **_look(number, marker), label=f"{method}, α = {alpha:g}")
         if logarithmic:
             axes.set_yscale("log")
         if "bytes" in column:
@@ -110,17 +102,7 @@ def networks(cells: pd.DataFrame, path: Path, title: str) -> Path:
         mine = cells[(cells["model"] == model) & (cells["data"] == data) & (cells["quality"] == quality)]
         for number, (method, marker) in enumerate(zip(methods, _cycle(MARKERS, len(methods)), strict=True)):
             chosen = mine[mine["method"] == method]
-            axes.scatter(
-                chosen[by],
-                chosen[quality],
-                s=46,
-                color=colormaps["tab10"](number % 10),
-                marker=marker,
-                alpha=0.75,
-                edgecolors="white",
-                linewidths=0.6,
-                label=method,
-            )
+            axes.scatter(chosen[by], chosen[quality], **_look(number, marker), label=method)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=""))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -234,6 +216,12 @@ def _bytes(cells: pd.DataFrame) -> tuple[str, str]:
     if (cells["world_size"] > 1).all():
         return "wire_bytes_per_step", "wire bytes a step and worker"
     return "bytes_per_step", "bytes a step that a worker hands to collectives"
+
+
+def _look(method: int, marker: str) -> dict[str, Any]:
+    """How the points of a method look, by its number."""
+    colour = colormaps["tab10"](method % 10)
+    return {"s": 46, "color": colour, "marker": marker, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.6}
 
 
 def _hide_roundoff(axes: Axes, values: "pd.Series[float]") -> None:

@@ -59,11 +59,14 @@ class Order:
 
     def pass_seed(self, step: int) -> int:
         """The seed of what is drawn in a step's epoch."""
-        return self._sharing.seed * 1_000_003 + step // self.steps_per_epoch
+        return self._epoch_seed(step // self.steps_per_epoch)
+
+    def _epoch_seed(self, epoch: int) -> int:
+        return self._sharing.seed * 1_000_003 + epoch
 
     def _shuffled(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed(self._sharing.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
             self._epoch = epoch, self._own[torch.randperm(len(self._own), generator=generator)]
         return self._epoch[1]
 

@@ -28,13 +28,6 @@ LABELS = datasets.ClassLabel(names=[str(number) for number in range(10)])
 T10K_ROWS = 10_000
 
 
-@pytest.fixture
-def real() -> Path:
-    if not os.environ.get("GRADRANK_DATA_ROOT"):
-        pytest.skip("GRADRANK_DATA_ROOT is not set")
-    return Path(os.environ["GRADRANK_DATA_ROOT"])
-
-
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADRANK_CACHE", str(tmp_path / "cache"))
@@ -77,18 +70,18 @@ def digits(count: int = 3) -> datasets.Dataset:
     return rows_of(images, [number % 10 for number in range(count)], "image")
 
 
-def t10k(real: Path) -> datasets.Dataset:
-    folder = real / mnist.FOLDERS[0]
+def t10k(data_root: Path) -> datasets.Dataset:
+    folder = data_root / mnist.FOLDERS[0]
     images, labels = (mnist.read_idx(folder / name, axes) for name, axes in zip(mnist.HELD_OUT, (3, 1), strict=True))
     return rows_of([png(image) for image in images], labels.tolist(), "image")
 
 
-def unpacked(real: Path, root: Path, source: str, *names: str) -> Path:
+def unpacked(data_root: Path, root: Path, source: str, *names: str) -> Path:
     """Put real files into a root, unpacked."""
     folder = root / SOURCES[source].folders[0]
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_bytes(read_bytes(SOURCES[source].folder(real) / name))
+        (folder / name).write_bytes(read_bytes(SOURCES[source].folder(data_root) / name))
     return folder
 
 
@@ -175,11 +168,11 @@ def test_a_hub_that_has_something_else_is_refused_and_nothing_is_left(tmp_path):
     assert files_under(tmp_path / "data") == []
 
 
-def test_a_fetch_goes_on_where_the_last_one_ended(capsys, real, tmp_path):
+def test_a_fetch_goes_on_where_the_last_one_ended(capsys, data_root, tmp_path):
     home, root = tmp_path / "home", tmp_path / "data"
-    folder = unpacked(real, root, "mnist", *mnist.TRAIN)
+    folder = unpacked(data_root, root, "mnist", *mnist.TRAIN)
     train, test = (f"mnist/{split}-00000-of-00001.parquet" for split in ("train", "test"))
-    with serving({"ylecun/mnist": {train: parquet(digits()), test: parquet(t10k(real))}}) as hub:
+    with serving({"ylecun/mnist": {train: parquet(digits()), test: parquet(t10k(data_root))}}) as hub:
         hub.refused = {test}
         done = run_with_hub(hub.url, home, "fetch", "mnist", "--root", str(root))
         assert done.returncode == 2
@@ -192,7 +185,7 @@ def test_a_fetch_goes_on_where_the_last_one_ended(capsys, real, tmp_path):
     assert f"written: {', '.join(mnist.HELD_OUT)}" in done.stdout
     assert f"kept: {', '.join(mnist.TRAIN)}" in done.stdout
     for name in mnist.HELD_OUT:
-        assert (folder / name).read_bytes() == read_bytes(SOURCES["mnist"].folder(real) / name)
+        assert (folder / name).read_bytes() == read_bytes(SOURCES["mnist"].folder(data_root) / name)
     assert len(models.MNIST(root=root).load(0).test) == T10K_ROWS
 
     # What is there needs no hub; what is lost again is in its client's cache.
@@ -205,8 +198,8 @@ def test_a_fetch_goes_on_where_the_last_one_ended(capsys, real, tmp_path):
     assert f"written: {mnist.HELD_OUT[1]}\n" in done.stdout
 
 
-def test_multi30k_comes_from_the_hub_as_it_is_published(real, tmp_path):
-    folder, files = real / "multi30k/data/task1/raw", {}
+def test_multi30k_comes_from_the_hub_as_it_is_published(data_root, tmp_path):
+    folder, files = data_root / "multi30k/data/task1/raw", {}
     for name, split in (("train", "train"), ("val", "val"), ("test_2016_flickr", "test")):
         pairs = zip(
             *(read_bytes(folder / f"{name}.{code}").decode().split("\n")[:-1] for code in ("en", "de")), strict=True
@@ -224,9 +217,9 @@ def test_multi30k_comes_from_the_hub_as_it_is_published(real, tmp_path):
         assert (written / name).read_bytes() == read_bytes(folder / name)
 
 
-def test_what_was_written_before_a_fetch_broke_off_is_kept(real, tmp_path):
-    folder = unpacked(real, tmp_path, "mnist", *mnist.TRAIN)
-    right = t10k(real)
+def test_what_was_written_before_a_fetch_broke_off_is_kept(data_root, tmp_path):
+    folder = unpacked(data_root, tmp_path, "mnist", *mnist.TRAIN)
+    right = t10k(data_root)
     labels = right["label"]
     wrong = right.remove_columns("label").add_column("label", [9 - labels[0], *labels[1:]])
     with pytest.raises(models.DataError, match=r"t10k-labels-idx1-ubyte: not written, .* has MD5 \w+; 27ae3e4e0951"):
@@ -240,9 +233,9 @@ def test_what_was_written_before_a_fetch_broke_off_is_kept(real, tmp_path):
     assert SOURCES["mnist"].faults(folder, thorough=True) == {}
 
 
-def test_batches_of_cifar10_get_their_names_in_whatever_order_they_come(real, tmp_path):
+def test_batches_of_cifar10_get_their_names_in_whatever_order_they_come(data_root, tmp_path):
     source, folder = SOURCES["cifar10"], tmp_path / "cifar10/cifar-10-batches-bin"
-    published = source.folder(real)
+    published = source.folder(data_root)
     rows = {}
     for name in ("test_batch.bin", "data_batch_1.bin"):
         records = cifar10.read_records(published / name)
@@ -260,12 +253,12 @@ def test_batches_of_cifar10_get_their_names_in_whatever_order_they_come(real, tm
         fetch(source, folder, lambda: {"train": both.select(range(5)), "test": both}, untold)
 
 
-def test_blank_lines_of_wikitext_are_as_in_its_files(real, tmp_path):
+def test_blank_lines_of_wikitext_are_as_in_its_files(data_root, tmp_path):
     source, folder = SOURCES["wikitext2"], tmp_path / "wikitext-2"
     names = {"wiki.train.tokens": "train", "wiki.valid.tokens": "validation", "wiki.test.tokens": "test"}
     splits = {}
     for name, split in names.items():
-        lines = read_bytes(real / "wikitext-2" / name).decode().removesuffix("\n").split("\n")
+        lines = read_bytes(data_root / "wikitext-2" / name).decode().removesuffix("\n").split("\n")
         texts = [f"{line}\n" if line.strip() else "" for line in lines]  # as the hub has them
         splits[split] = datasets.Dataset.from_dict({"text": texts})
     # Of the training text a part is at hand; blank lines make it as long as it should be.
@@ -273,15 +266,15 @@ def test_blank_lines_of_wikitext_are_as_in_its_files(real, tmp_path):
     splits["train"] = datasets.Dataset.from_dict({"text": [*texts, *[""] * (36_718 - len(texts))]})
     assert fetch(source, folder, lambda: splits, untold).kept == ()
     for name in ("wiki.valid.tokens", "wiki.test.tokens"):
-        assert (folder / name).read_bytes() == (real / "wikitext-2" / name).read_bytes()
-    published = (real / "wikitext-2/wiki.train.tokens").read_bytes().split(b"\n")
+        assert (folder / name).read_bytes() == (data_root / "wikitext-2" / name).read_bytes()
+    published = (data_root / "wikitext-2/wiki.train.tokens").read_bytes().split(b"\n")
     assert (folder / "wiki.train.tokens").read_bytes().split(b"\n")[:100] == published[:100]
     assert len(models.WikiText2(root=tmp_path, vocabulary=300).load(0, length=64).test) > 0
 
 
-def small_tree(real: Path) -> tuple[TreeSource, Path, dict[str, datasets.Dataset]]:
+def small_tree(data_root: Path) -> tuple[TreeSource, Path, dict[str, datasets.Dataset]]:
     """Two classes of four images, and three of what is held out, as the hub would have them."""
-    whole = real / "tiny-imagenet/tiny-imagenet-200"
+    whole = data_root / "tiny-imagenet/tiny-imagenet-200"
     names = sorted((whole / "wnids.txt").read_text().split())[:2]
     train = [sorted((whole / "train" / name / "images").iterdir())[:4] for name in names]
     held_out = sorted((whole / "val/images").iterdir())[:3]
@@ -302,8 +295,8 @@ def small_tree(real: Path) -> tuple[TreeSource, Path, dict[str, datasets.Dataset
     return source, train[1][2], splits
 
 
-def test_jpegs_of_tiny_imagenet_are_written_as_they_are_stored(real, tmp_path):
-    source, third, splits = small_tree(real)
+def test_jpegs_of_tiny_imagenet_are_written_as_they_are_stored(data_root, tmp_path):
+    source, third, splits = small_tree(data_root)
     folder = source.folder(tmp_path)
     assert fetch(source, folder, lambda: splits, untold).kept == ()
     name = third.parent.parent.name
@@ -321,8 +314,8 @@ def test_jpegs_of_tiny_imagenet_are_written_as_they_are_stored(real, tmp_path):
     assert changed == {f"{name}_2.JPEG", "val_0.JPEG", "val_1.JPEG", "val_2.JPEG"}
 
 
-def test_classes_that_are_no_folder_names_are_refused(real, tmp_path):
-    source, _, splits = small_tree(real)
+def test_classes_that_are_no_folder_names_are_refused(data_root, tmp_path):
+    source, _, splits = small_tree(data_root)
     outside = datasets.ClassLabel(names=["n00000000", "../../outside"])
     splits["train"] = splits["train"].cast_column("label", outside)
     with pytest.raises(models.DataError, match=r"'../../outside'; 2 named as in WordNet"):

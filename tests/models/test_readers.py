@@ -18,7 +18,7 @@ from models.data.text import MASK, PAD, SEPARATOR, SPECIAL, masked
 from models.data.wikitext import _articles
 from models.tasks import NOT_PREDICTED
 
-pytestmark = pytest.mark.skipif(not os.environ.get("GRADRANK_DATA_ROOT"), reason="GRADRANK_DATA_ROOT is not set")
+pytestmark = pytest.mark.usefixtures("data_root")
 
 SIZES = {
     "mnist": (60_000, 10_000, (1, 28, 28), ()),
