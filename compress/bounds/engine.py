@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from compress.bounds.bases import Bases
 from compress.bounds.dimensions import Dimensions
 from compress.bounds.limits import Limits, Side
+from compress.bounds.recipe import Recipe, Sides, Writer
 from compress.bounds.result import Bounds, RankBound, Subspaces
 from compress.bounds.trace import Loss, LossError, TraceError, trace, user_inputs
 from compress.bounds.tracer import GraphTracer, Use
 from compress.bounds.values import Kind, Value
-from compress.matrix import matrix_shape, named_matrices, unwrapped
+from compress.matrix import canonical_name, matrix_shape, named_matrices, unwrapped
 
 
 def rank_bounds(
@@ -90,8 +92,13 @@ def rank_bounds(
     given = user_inputs(exported, inputs)
     shapes = {placeholder: tuple(parameter.shape) for placeholder, parameter in parameters.items()}
     passes = accumulation_steps * world_size
-    exact = _Walk(exported, given, input_rank, shapes, passes, distinct_tokens, accumulation_steps, linear=False)
-    linear = _Walk(exported, given, input_rank, shapes, passes, distinct_tokens, accumulation_steps, linear=True)
+    recipe = Recipe(_listed(model, parameters))
+    exact = _Walk(
+        exported, given, input_rank, shapes, passes, distinct_tokens, accumulation_steps, recipe, linear=False
+    )
+    linear = _Walk(
+        exported, given, input_rank, shapes, passes, distinct_tokens, accumulation_steps, recipe, linear=True
+    )
 
     # Tied weights have one placeholder under any of their names, so names alone would miss uses.
     by_storage: dict[int, list[str]] = defaultdict(list)
@@ -111,7 +118,8 @@ def rank_bounds(
         axes = tuple(parameter.shape)
         bound, _ = exact.bound(by_storage[storage], shape, axes, accumulation_steps, names)
         relaxed, side = linear.bound(by_storage[storage], shape, axes, accumulation_steps, names)
-        entries[name] = _with_linear_rank(bound, relaxed, side)
+        recipe.exact[name], recipe.linear[name] = exact.sides(bound), linear.sides(relaxed)
+        entries[name] = replace(_with_linear_rank(bound, relaxed, side), bases=Bases(name, recipe))
     exact.limits.dimensions.forget()
     return Bounds(
         entries=entries,
@@ -149,6 +157,14 @@ def _with_linear_rank(bound: RankBound, relaxed: RankBound, side: Side | None) -
     return replace(bound, linear_rank=relaxed.rank, certified_loss=min(1.0, side.slack), certificate=kind)
 
 
+def _listed(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """The names that `named_parameters()` gives the parameters of placeholders: tied ones have several."""
+    listed = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
+    return {
+        placeholder: listed[id(parameter)] for placeholder, parameter in parameters.items() if id(parameter) in listed
+    }
+
+
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # an address that tensors on the meta device have too
 
@@ -165,6 +181,7 @@ class _Walk:
         passes: int,
         distinct_tokens: int | None,
         accumulation_steps: int,
+        recipe: Recipe,
         *,
         linear: bool,
     ) -> None:
@@ -173,6 +190,7 @@ class _Walk:
             exported, given, input_rank, dimensions, linear=linear, accumulation_steps=accumulation_steps
         )
         self.limits = Limits(dimensions, passes, distinct_tokens)
+        self._writer = Writer(recipe, self.tracer.ops.algebra)
 
     def bound(
         self,
@@ -201,6 +219,17 @@ class _Walk:
         spaces = Subspaces(inputs.generators, adjoint.generators, self.limits.dimensions, names) if not whole else None
         bound = RankBound(limit.rank, shape, limit.reason, limit.rank, rows, spaces=spaces)
         return bound, limit.side
+
+    def sides(self, bound: RankBound) -> Sides:
+        """How weights give the spaces of a bound, written into the recipe."""
+        if bound.spaces is None:
+            return Sides(None, None)
+        m, n = bound.shape
+        spaces = bound.spaces
+        return Sides(
+            self._writer.output(spaces.inputs, spaces.dimensions(spaces.inputs, n), n),
+            self._writer.output(spaces.adjoint, spaces.dimensions(spaces.adjoint, m), m),
+        )
 
     def _as_use(self, gradient: Value, shape: tuple[int, int]) -> Use:
         """A gradient that arrives as a tensor of the parameter's shape."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.bounds.basis import Actual, Basis, orthonormal
+from compress.bounds.bases import Bases
+from compress.bounds.basis import Basis, Sizes
 from compress.bounds.dimensions import Dimensions
 from compress.bounds.spaces import Generator
-from compress.matrix import canonical_name, look_up
+from compress.matrix import look_up
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class RankBound:
     certified_loss: float | None = None
     certificate: str | None = None
     spaces: "Subspaces | None" = field(default=None, repr=False, compare=False)
+    bases: Bases | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {key.name: getattr(self, key.name) for key in fields(self) if key.name != "spaces"}
+        return {key.name: getattr(self, key.name) for key in fields(self) if key.repr}
 
     def path(self) -> list[str]:
         """Lines that tell how the bound came about: both sides, and what each of their spaces passes."""
@@ -53,7 +55,7 @@ class RankBound:
 
         return path(self)
 
-    def basis(self, parameters: Mapping[str, Tensor]) -> Basis:
+    def basis(self, parameters: Mapping[str, Tensor], *, linear: bool = False) -> Basis:
         """Orthonormal bases of the spaces that hold the gradient's rows and columns, from the weights alone.
 
         Every worker that holds the same weights gets the same bases, so a gradient can be sent as a
@@ -61,6 +63,7 @@ class RankBound:
 
         Args:
             parameters: the current weights by name, such as `dict(model.named_parameters())`, on any device.
+            linear: the spaces that would hold it if every elementwise activation were a multiple of its input.
 
         Returns:
             Bases in the parameter's type and on its device; a side is None where its space is all there is,
@@ -68,34 +71,15 @@ class RankBound:
             (BatchNorm's statistics). See `Basis`.
 
         Raises:
-            ValueError: the bounds come from another process, or no weights of that name are given.
+            ValueError: no weights of that name are given, or not all that are needed.
         """
-        if self.spaces is None:
-            if self.rank == min(self.shape):
-                return Basis(None, None)
-            raise ValueError(
-                "these bounds were pickled, which leaves the spaces behind; call rank_bounds in this process"
-            )
-        spaces = self.spaces
-        plain = {canonical_name(key): tensor for key, tensor in parameters.items()}
-        given = {f"model.{key.removeprefix('module.')}": tensor for key, tensor in plain.items()}
-        given |= {f"model.{key}": tensor for key, tensor in plain.items()}
-        weights = {placeholder: given[name] for placeholder, name in spaces.names.items() if name in given}
-        if not weights:
-            raise ValueError(
-                f"none of the network's parameters is among {list(parameters)[:3]}; give named_parameters()"
-            )
-        like = next(iter(weights.values()))
-        actual = Actual(weights)
-        m, n = self.shape
-        try:
-            inputs = orthonormal(spaces.inputs, spaces.dimensions(spaces.inputs, n), n, actual, like)
-            adjoint = orthonormal(spaces.adjoint, spaces.dimensions(spaces.adjoint, m), m, actual, like)
-        except KeyError as error:
-            raise ValueError(
-                f"the weight {spaces.names.get(error.args[0], error.args[0])} is needed and not given"
-            ) from error
-        return Basis(inputs, adjoint)
+        if self.bases is None:
+            return Basis()
+        return self.bases.of(parameters, linear)
+
+    def basis_sizes(self, *, linear: bool = False) -> Sizes:
+        """How many columns `basis` has on each side, which no weights are needed for; None where there is none."""
+        return self.bases.sides(linear).sizes if self.bases is not None else Sizes()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "spaces": None}

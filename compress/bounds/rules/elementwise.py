@@ -168,7 +168,8 @@ def _square_back(call: Call, adjoint: Value) -> Gradients:
     elif power == 2:
         value = call.tracer.value(source)
         names = ("adjoint of", call.name), source.name
-        yield source, call.ops.product(adjoint, value, (call.shape, shape(source)), call.shape, names, call.title)
+        half = call.ops.product(adjoint, value, (call.shape, shape(source)), call.shape, names, call.title)
+        yield source, call.ops.scaled(half, 2.0)
     else:
         yield source, call.full(source)
 
