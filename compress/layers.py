@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from compress.capture import kind_of
 from compress.matrix import canonical_name, matrix_shape, unwrapped
 
 
@@ -18,14 +18,15 @@ class ParameterInfo:
         name: without the prefixes of DDP and torch.compile.
         shape: as the parameter has it.
         dtype: of the parameter and so of its gradient.
-        linear: the `nn.Linear` module whose weight it is and nobody else's, else None.
-        bias: the name of that module's trainable bias, else None.
+        capture: the kind of the layer (linear, convolution, recurrent, embedding) whose weight it is and
+            nobody else's, and whose A and Δ can be captured; else None.
+        bias: the name of the trainable bias whose gradient Δ gives too, else None.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    linear: str | None = None
+    capture: str | None = None
     bias: str | None = None
 
     @property
@@ -60,6 +61,12 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def untrusted_parameters(model: nn.Module) -> set[str]:
+    """Names of parameters that DistributedDataParallel was told to ignore: workers may hold different ones."""
+    ignored: set[str] = getattr(model, "parameters_to_ignore", set())
+    return {canonical_name(name.removeprefix(".")) for name in ignored}
+
+
 def describe(model: nn.Module) -> list[ParameterInfo]:
     """Describe every parameter whose gradient is averaged."""
     parameters = named_parameters(model)
@@ -67,25 +74,16 @@ def describe(model: nn.Module) -> list[ParameterInfo]:
     network = unwrapped(model)
     owners = Counter(id(parameter) for module in network.modules() for parameter in module.parameters(recurse=False))
     fields: dict[str, dict[str, str | None]] = {name: {} for name in parameters}
-    for module_name, module in network.named_modules():
-        if not _calls_linear(module):
+    for module in network.modules():
+        kind = kind_of(module)
+        if kind is None:
             continue
-        weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
-        shared = any(owners[id(parameter)] > 1 for parameter in (module.weight, module.bias) if parameter is not None)
-        if shared or weight is None:
-            continue
-        layer = canonical_name(module_name + ".").removesuffix(".")
-        fields[weight] = {"linear": layer, "bias": bias}
+        for weight_name, bias_name in kind.weights(module).items():
+            weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name or "")
+            if weight is None or id(weight) not in names or owners[id(weight)] > 1 or owners[id(bias)] > 1:
+                continue
+            fields[names[id(weight)]] = {"capture": kind.name, "bias": names.get(id(bias))}
     return [
         ParameterInfo(name, tuple(parameter.shape), parameter.dtype, **fields[name])
         for name, parameter in parameters.items()
     ]
-
-
-def _calls_linear(module: nn.Module) -> bool:
-    """Whether calling the module is all that uses its weight: attention reads the weight of its output map itself."""
-    return (
-        isinstance(module, nn.Linear)
-        and type(module).forward is nn.Linear.forward
-        and not isinstance(module, NonDynamicallyQuantizableLinear)
-    )
