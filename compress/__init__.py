@@ -6,16 +6,34 @@ a DistributedDataParallel model send no more than that.
 
 from compress.audit import AuditRow, AuditSettings, RankMeasurement, audited_loss, measure_rank
 from compress.bounds import Bounds, RankBound, TraceError, rank_bounds
-from compress.compressors import COMPRESSORS, DAD, Compressor, Dense, PowerSGD, make_compressor
+from compress.compressors import (
+    BF16,
+    COMPRESSORS,
+    DAD,
+    FP16,
+    SVD,
+    Compressor,
+    Dense,
+    PowerSGD,
+    RankDAD,
+    Subspace,
+    TopK,
+    TorchPowerSGD,
+    make_compressor,
+)
 from compress.hook import register
 from compress.plan import Assignment, Plan, make_plan
 from compress.policies import POLICIES, BoundPolicy, Decision, FixedPolicy, NonePolicy, Policy, make_policy
+from compress.reshard import reshard
 from compress.state import CompressionState
 
 __all__ = [
+    "BF16",
     "COMPRESSORS",
     "DAD",
+    "FP16",
     "POLICIES",
+    "SVD",
     "Assignment",
     "AuditRow",
     "AuditSettings",
@@ -31,7 +49,11 @@ __all__ = [
     "Policy",
     "PowerSGD",
     "RankBound",
+    "RankDAD",
     "RankMeasurement",
+    "Subspace",
+    "TopK",
+    "TorchPowerSGD",
     "TraceError",
     "audited_loss",
     "make_compressor",
@@ -40,4 +62,5 @@ __all__ = [
     "measure_rank",
     "rank_bounds",
     "register",
+    "reshard",
 ]

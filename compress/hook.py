@@ -7,13 +7,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from compress.audit.auditor import AuditSettings
 from compress.bounds import Bounds
-from compress.layers import describe
+from compress.exchange import Exchange
+from compress.peer import PeerState
 from compress.plan import CompressorSpec, Plan, PolicySpec, make_plan
 from compress.state import CompressionState
+from compress.two_level import NodeExchange
 
 
 def register(
@@ -25,6 +28,9 @@ def register(
     bounds: Bounds | None = None,
     audit: AuditSettings | Mapping[str, Any] | None = None,
     seed: int = 0,
+    grad_scaler: GradScaler | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    local_group: dist.ProcessGroup | None = None,
 ) -> CompressionState:
     """Let a DDP model average its gradients by a plan, in place of dense all-reduces.
 
@@ -32,20 +38,26 @@ def register(
     before the first backward pass.
 
     Args:
-        model: wrapped in DistributedDataParallel; its process group carries the exchange.
+        model: wrapped in DistributedDataParallel.
         plan: from `make_plan`.
         compressor: without a plan: a name, a mapping or an object, or several candidates.
         policy: without a plan: decides the ranks.
         bounds: without a plan: from `rank_bounds`.
         audit: how often to measure what was true, such as `{"every": 50}`; None for never.
         seed: of the random factors; the same on all workers.
+        grad_scaler: the GradScaler that multiplies the loss, if there is one: what error feedback keeps is then
+            kept unscaled.
+        process_group: of all workers; None for the model's own.
+        local_group: of this node's workers, which have consecutive ranks. Gradients are then averaged densely
+            inside the node, and only one worker of each node takes part in the compressed exchange.
 
     Returns:
-        The state: `plan`, `bytes_sent`, `state_dict()`, `load_state_dict()`, audits.
+        The state: `plan`, `bytes_sent`, `nonfinite_steps`, `change_plan()`, `state_dict()`,
+        `load_state_dict()`, audits.
 
     Raises:
         ValueError: neither or both of plan and compressor; or what `make_plan` refuses; or a plan made
-            for another world size or another network.
+            for another world size or another network; or workers that are not ordered by node.
     """
     if not isinstance(model, DistributedDataParallel):
         raise ValueError(
@@ -54,15 +66,21 @@ def register(
         )
     if (plan is None) == (compressor is None):
         raise ValueError("give register either a plan or a compressor (with its policy and bounds)")
-    world_size = dist.get_world_size(model.process_group)
+    group = process_group or model.process_group
+    world_size = dist.get_world_size(group)
+    local_size = dist.get_world_size(local_group) if local_group is not None else 1
+    # Before the plan: nodes that are not alike would fail on some workers only, and the others would wait for them.
+    exchange = NodeExchange(group, local_group) if local_group is not None else Exchange(group)
     if plan is None:
         assert compressor is not None
-        plan = make_plan(model, compressor, policy, bounds=bounds, world_size=world_size)
+        plan = make_plan(model, compressor, policy, bounds=bounds, world_size=world_size, local_size=local_size)
     if not isinstance(plan, Plan):
         raise ValueError(f"plan is {plan!r}; it must come from make_plan. A compressor goes into compressor=")
-    _check(plan, model, world_size)
-    state = CompressionState(plan, model, _audit_settings(audit), seed)
-    state.attach(model, _hook)
+    plan.check(model, world_size, local_size)
+    exchange = NodeExchange(group, local_group) if local_group is not None else Exchange(group)
+    kind = PeerState if plan.whole_buckets else CompressionState
+    state = kind(plan, model, exchange, Exchange(group), _audit_settings(audit), seed, grad_scaler)
+    model.register_comm_hook(state, _hook)
     return state
 
 
@@ -74,19 +92,6 @@ def _audit_settings(audit: AuditSettings | Mapping[str, Any] | None) -> AuditSet
     if not isinstance(audit, Mapping):
         raise ValueError(f"audit is {audit!r}; it must be a mapping such as {{'every': 50}}, AuditSettings or None")
     return AuditSettings.model_validate(audit)
-
-
-def _check(plan: Plan, model: DistributedDataParallel, world_size: int) -> None:
-    if plan.world_size != world_size:
-        raise ValueError(
-            f"the plan was made for world_size={plan.world_size}, but {world_size} workers average their gradients "
-            f"here; call make_plan(..., world_size={world_size})"
-        )
-    here = {info.name: info.shape for info in describe(model)}
-    planned = {name: assignment.info.shape for name, assignment in plan.items()}
-    if here != planned:
-        odd = sorted(name for name in here.keys() | planned.keys() if here.get(name) != planned.get(name))
-        raise ValueError(f"the plan was made for another network; these parameters differ: {', '.join(odd[:5])}")
 
 
 def _hook(state: CompressionState, bucket: GradBucket) -> torch.futures.Future[Tensor]:

@@ -1,6 +1,7 @@
 """One worker's part in one cell: train, audit, evaluate, summarise."""
 
 import contextlib
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from launch.memory import peak_memory_mb, reset_peak_memory
 from launch.planning import DTYPES, PlannedCell, carrying, load, sharing_of, windows_of
 from models import Batch, DataError, Dataset
 from models.data.loader import load_steps
+
+logger = logging.getLogger(__name__)
 
 Emit = Callable[[int, dict[str, float]], None]
 """Takes a step and its metrics, which may be none."""
@@ -81,7 +84,10 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
                 loss = dataset.task.loss(forward(batch), *batch.targets) / train.accumulation_steps
                 loss.backward()
             loss_sum += loss.detach()
-        optimizer.step()
+        if state.finite:
+            optimizer.step()
+        else:
+            warn_of_nonfinite(step, state.nonfinite_steps)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # else only launches would be timed
         step_times.append(time.perf_counter() - started - (state.audit_seconds - audit_before))
@@ -109,9 +115,20 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
     summary |= communication_summary(planned, state, train.steps)
     summary |= timing_summary(config, step_times, waits, state)
     summary |= audit_summary(state.audits)
+    summary["summary/nonfinite_steps"] = float(state.nonfinite_steps)
     summary["summary/peak_memory_mb"] = peak_memory_mb(device)
     summary["summary/seconds"] = time.perf_counter() - began
     return {"metrics": summary, "audits": [asdict(row) for row in state.audits]}
+
+
+def warn_of_nonfinite(step: int, so_far: int) -> None:
+    """Say once in a cell, on one worker, that a step was skipped."""
+    if so_far == 1 and dist.get_rank() == 0:
+        logger.warning(
+            "step %d: a gradient holds NaN or infinity, so weights stay as they are; summary/nonfinite_steps counts "
+            "such steps. A smaller learning rate may help",
+            step,
+        )
 
 
 def make_optimizer(model: torch.nn.Module, train: TrainSettings) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compress.audit.rank import measure_rank
 from compress.compressors.base import Matrix
+from compress.compressors.error_feedback import add_scaled
 from compress.exchange import AllReduceMean, Exchange
 from compress.plan import Plan
 
@@ -102,7 +103,7 @@ def audited_loss(rows: Sequence[AuditRow]) -> AuditedLoss:
 
 
 class AuditStep:
-    """One audited step: `before` compression changes anything, then `after` it delivered.
+    """One audited step: `note` what arrives, `exchange` it, then compare it `after` compression delivered.
 
     Rank 0 measures; the other workers only take part in the exchange.
     """
@@ -115,27 +116,38 @@ class AuditStep:
         self._input: dict[str, Tensor] = {}
         self.seconds = 0.0
 
-    def before(self, matrices: Sequence[Matrix]) -> None:
-        """Average gradients, and what error feedback kept, over all workers.
+    def note(self, matrix: Matrix) -> None:
+        """Take down a gradient, and what error feedback kept, before an algorithm writes over them.
 
         Args:
-            matrices: all of two axes or more, the same in the same order on every worker, their
-                gradients and memories not yet changed by this step.
+            matrix: of two axes or more; noted in the same order on every worker.
         """
         started = time.perf_counter()
         # Coarse types are averaged in float32, so that the truth is not rounded as what is delivered is.
-        local = [_at_least_float32(matrix.gradient.detach().clone()) for matrix in matrices]
-        kept = {
-            matrix.info.name: feedback
-            for matrix in matrices
-            if (feedback := self._plan[matrix.info.name].compressor.error_feedback(matrix)) is not None
+        local = self._plan[matrix.info.name].compressor.local_gradient(matrix)
+        gradient = _at_least_float32(local.detach().clone())
+        self._true[matrix.info.name] = gradient
+        residual = matrix.memory.get("residual")
+        if residual is not None:
+            self._input[matrix.info.name] = add_scaled(gradient.clone(), residual, matrix.scale)
+        self.seconds += time.perf_counter() - started
+
+    def exchange(self) -> None:
+        """Average what was noted over all workers."""
+        started = time.perf_counter()
+        # Workers may differ in what they keep (see `Matrix.certified`), and must send alike.
+        device = next((tensor.device for tensor in self._true.values()), None)  # NCCL takes no tensors of the host
+        keeps = torch.tensor([float(name in self._input) for name in self._true], device=device)
+        (anywhere,) = self._exchange.run([AllReduceMean(keeps)]) if len(keeps) else (keeps,)
+        inputs = {
+            name: self._input.get(name, true)
+            for (name, true), kept in zip(self._true.items(), anywhere.tolist(), strict=True)
+            if kept > 0
         }
-        requests = [AllReduceMean(tensor) for tensor in [*local, *kept.values()]]
-        means = self._exchange.run(requests)
-        self._true = {matrix.info.name: mean for matrix, mean in zip(matrices, means, strict=False)}
-        self._input = dict(self._true)
-        for name, mean in zip(kept, means[len(matrices) :], strict=True):
-            self._input[name] = self._true[name] + mean
+        noted = [*self._true.values(), *inputs.values()]
+        means = iter(self._exchange.run([AllReduceMean(tensor) for tensor in noted]))
+        self._true = {name: next(means) for name in self._true}
+        self._input = self._true | {name: next(means) for name in inputs}
         self.seconds += time.perf_counter() - started
 
     def after(self, delivered: Mapping[str, Tensor]) -> list[AuditRow]:

@@ -4,26 +4,42 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from compress.bounds.bases import Bases
+from compress.bounds.basis import Basis
+from compress.bounds.recipe import Sides
+from compress.compressors.orthonormal import Orthonormalise
 from compress.exchange import AllGather, AllReduceMean, Request
 from compress.layers import ParameterInfo
 from compress.matrix import as_matrix
 from compress.spec import Spec
 
-Rounds = Generator[Request, Tensor, dict[str, Tensor]]
+Rounds = Generator[Request | Orthonormalise, Tensor, dict[str, Tensor]]
 """An algorithm under way: it yields requests, is sent the answers, and returns gradients by name."""
 
 
 @dataclass(frozen=True)
 class Payload:
-    """What one collective carries for one matrix: so many numbers of the gradient's type."""
+    """What one collective carries for one parameter.
+
+    Attributes:
+        collective: which one.
+        numbers: how many.
+        dtype: their type; None for the gradient's own.
+    """
 
     collective: type[Request]
     numbers: int
+    dtype: torch.dtype | None = None
+
+    def bytes(self, gradient: torch.dtype) -> int:
+        """How many bytes one worker hands over, for a gradient of this type."""
+        return self.numbers * (self.dtype or gradient).itemsize
 
 
 @dataclass(frozen=True)
@@ -35,12 +51,33 @@ class Sizing:
         rank: decided by the policy; None where it sets none.
         bound: the architecture's bound on the rank, None where unknown.
         rows: rows of inputs that one worker contributes in a step, None where unknown.
+        bases: what weights tell of the gradient's spaces, None where nothing is known.
+        world_size: workers whose gradients are averaged.
     """
 
     matrix: ParameterInfo
     rank: int | None
     bound: int | None
     rows: int | None
+    bases: Bases | None = None
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The spaces that a method projects a gradient on.
+
+    Attributes:
+        bases: what the bounds know of them.
+        linear: as if every elementwise activation were a multiple of its input.
+    """
+
+    bases: Bases
+    linear: bool = False
+
+    @property
+    def sides(self) -> Sides:
+        return self.bases.sides(self.linear)
 
 
 @dataclass(frozen=True)
@@ -53,6 +90,7 @@ class Fit:
         lossless: whether the delivered gradient is certain to equal the true mean up to roundoff.
         columns: columns of a low-rank factor; 0 for methods without.
         reason: why, in words; empty where the policy's reason says it all.
+        projection: the spaces whose bases the method needs in each step, None for methods that need none.
     """
 
     payloads: tuple[Payload, ...]
@@ -60,6 +98,7 @@ class Fit:
     lossless: bool
     columns: int = 0
     reason: str = ""
+    projection: Projection | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -76,13 +115,21 @@ class Matrix:
     Attributes:
         info: the parameter.
         gradients: this worker's gradients by name: of the parameter itself and of those sent along with
-            it (the bias of a linear layer); shaped as the parameters; not to be modified.
+            it (the bias of a linear layer); shaped as the parameters. The algorithm may write over them. For
+            methods that capture: what arrived beside what was captured, mostly zeros.
         fit: what the plan decided.
-        memory: tensors kept from step to step, saved in the state.
         step: counted from 0, alike on all workers.
         seed: alike on all workers.
+        memory: tensors kept from step to step, saved in the state. `residual` is what error feedback kept,
+            m × n, unscaled: use `error_feedback.gather` and `keep`.
         captured: for methods that capture, `inputs` (rows × n) and `adjoints` (rows × m) of the layer since
-            the last exchange.
+            the last exchange; for an embedding `tokens` (rows) and `adjoints` (rows × n).
+        basis: of the spaces in `fit.projection`, at the weights of this step.
+        certified: whether the plan holds the method lossless here, and this step's arithmetic is that of the
+            gradient's type (no autocast, no TF32). It may differ between workers.
+        scale: by which a GradScaler multiplied this step's loss, without axes; None without one.
+        finite: from the first answer on: whether all workers' first answers of the step, of all parameters,
+            were finite. Where not, the step is lost, and nothing that is kept may change.
     """
 
     info: ParameterInfo
@@ -92,6 +139,10 @@ class Matrix:
     seed: int
     memory: dict[str, Tensor] = field(default_factory=dict)
     captured: dict[str, Tensor] = field(default_factory=dict)
+    basis: Basis = field(default_factory=Basis)
+    certified: bool = True
+    scale: Tensor | None = None
+    finite: Tensor = field(default_factory=lambda: torch.tensor(True))
 
     @property
     def gradient(self) -> Tensor:
@@ -100,9 +151,19 @@ class Matrix:
         return as_matrix(gradient) if self.info.is_matrix else gradient
 
     def normal(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draw normal numbers that are the same on every worker, and other ones each step."""
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.step}/{self.info.name}".encode()))
-        return torch.randn(*shape, generator=generator, dtype=dtype).to(device)
+        """Draw normal numbers that are the same on every worker, and other ones each step.
+
+        One draw serves all matrices of a step that ask for the same shape.
+        """
+        return _normal(self.seed, self.step, shape, dtype, device)
+
+
+@lru_cache(maxsize=16)
+def _normal(seed: int, step: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{step}/{shape}".encode()))
+    drawn = torch.randn(*shape, generator=generator, dtype=dtype)
+    # From pinned memory, so that the host need not wait for the copy.
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
 class Compressor(Spec, ABC):
@@ -116,7 +177,13 @@ class Compressor(Spec, ABC):
     """Whether the method takes its rank from a policy."""
 
     captures: ClassVar[bool] = False
-    """Whether the method needs the inputs and adjoints of linear layers."""
+    """Whether the method needs the inputs and adjoints of layers, in place of gradients."""
+
+    whole_buckets: ClassVar[bool] = False
+    """Whether the method takes DDP's whole buckets and calls collectives itself, so that no other serves beside it."""
+
+    vectors: ClassVar[bool] = False
+    """Whether the method serves parameters of fewer than two axes too; others leave them to dense."""
 
     @abstractmethod
     def fit(self, sizing: Sizing) -> Fit | Unfit:
@@ -126,9 +193,28 @@ class Compressor(Spec, ABC):
     def rounds(self, matrix: Matrix) -> Rounds:
         """Average the gradient. Every worker yields requests of the same kinds and shapes in the same order."""
 
-    def error_feedback(self, matrix: Matrix) -> Tensor | None:
-        """What earlier steps left unsent, m × n, to be added to this step's gradient; None where nothing is kept."""
-        return None
+    def local_gradient(self, matrix: Matrix) -> Tensor:
+        """The true gradient of this worker, m × n (a vector as it is)."""
+        return matrix.gradient
+
+    def feeds_back(self, matrix: Matrix) -> bool:
+        """Whether `rounds` adds the residual to the gradient and keeps what it leaves unsent.
+
+        Where another method left a residual and this one says no, the residual is sent dense, once.
+        """
+        return False
 
 
-__all__ = ["AllGather", "AllReduceMean", "Compressor", "Fit", "Matrix", "Payload", "Rounds", "Sizing", "Unfit"]
+__all__ = [
+    "AllGather",
+    "AllReduceMean",
+    "Compressor",
+    "Fit",
+    "Matrix",
+    "Orthonormalise",
+    "Payload",
+    "Projection",
+    "Rounds",
+    "Sizing",
+    "Unfit",
+]

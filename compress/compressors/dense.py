@@ -16,5 +16,5 @@ class Dense(Compressor):
         return Fit((payload,), rank=min(sizing.matrix.matrix), lossless=True, reason="sent as it is")
 
     def rounds(self, matrix: Matrix) -> Rounds:
-        mean = yield AllReduceMean(matrix.gradients[matrix.info.name])
+        mean = yield AllReduceMean(matrix.gradients[matrix.info.name], in_place=True)
         return {matrix.info.name: mean}

@@ -1,4 +1,4 @@
-"""PowerSGD (Vogels et al. 2019): one step of subspace iteration, two all-reduces of low-rank factors."""
+"""PowerSGD (Vogels et al. 2019): subspace iteration, two all-reduces of low-rank factors each time."""
 
 from typing import Annotated, Literal
 
@@ -6,10 +6,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
-
-_COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-"""Types too coarse for orthogonalisation, and the type it is done in."""
+from compress.compressors.base import (
+    AllReduceMean,
+    Compressor,
+    Fit,
+    Matrix,
+    Orthonormalise,
+    Payload,
+    Rounds,
+    Sizing,
+    Unfit,
+)
+from compress.compressors.error_feedback import gather, keep_rest, remember, working_copy
+from compress.factor_products import expand, times_columns, times_rows
 
 
 class PowerSGD(Compressor):
@@ -18,14 +27,18 @@ class PowerSGD(Compressor):
     Where the plan certifies the rank lossless, Q is drawn afresh in each step with `oversample` columns
     more than the bound, and nothing is kept between steps: one iteration from a generic Q is then exact,
     from last step's Q it need not be. Elsewhere Q is last step's (warm start), and each worker keeps
-    its own M − P(PᵀM) and adds it to its next gradient (error feedback, true to the worker: keeping
-    M minus the *global* approximation lets residuals grow without bound).
+    its own M − P(PᵀM) and adds it to its next gradient (error feedback).
+
+    Attributes:
+        oversample: columns beyond the bound, where the plan is certified lossless.
+        iterations: of subspace iteration in a step; each takes two all-reduces.
     """
 
     ranked = True
 
     kind: Literal["powersgd"] = "powersgd"
     oversample: Annotated[int, Field(ge=0)] = 4
+    iterations: Annotated[int, Field(ge=1)] = 1
 
     def fit(self, sizing: Sizing) -> Fit | Unfit:
         if sizing.rank is None:
@@ -35,36 +48,44 @@ class PowerSGD(Compressor):
         lossless = exact_type and sizing.bound is not None and sizing.rank >= sizing.bound
         columns = min(sizing.rank + (self.oversample if lossless else 0), m, n)
         payloads = (Payload(AllReduceMean, m * columns), Payload(AllReduceMean, n * columns))
-        return Fit(payloads, rank=min(sizing.rank, m, n), lossless=lossless, columns=columns)
+        return Fit(payloads * self.iterations, rank=min(sizing.rank, m, n), lossless=lossless, columns=columns)
+
+    def feeds_back(self, matrix: Matrix) -> bool:
+        return not matrix.certified
 
     def rounds(self, matrix: Matrix) -> Rounds:
-        gradient = matrix.gradient
-        M = gradient.to(_COMPUTE.get(gradient.dtype, gradient.dtype))
-        residual = self.error_feedback(matrix)
-        if residual is not None:
-            M = M + residual
-
-        # P is (m, columns)
-        P = yield AllReduceMean((M @ self._start(matrix, M)).to(gradient.dtype))
-        P, _ = torch.linalg.qr(P.to(M.dtype))
-        # Q is (n, columns)
-        local_Q = M.mT @ P
-        Q = (yield AllReduceMean(local_Q.to(gradient.dtype))).to(M.dtype)
-
+        # What is sent is alike on all workers, whichever of them take their step for certified.
+        keeps = self.feeds_back(matrix)
+        M = gather(matrix) if keeps else working_copy(matrix)
+        sent = matrix.info.dtype
+        Q = _start(matrix, M)  # factors lie as rows: Q is (columns, n), P is (columns, m)
+        for _ in range(self.iterations):
+            P = yield AllReduceMean(times_rows(M, Q).to(sent))
+            P = yield Orthonormalise(P.to(M.dtype))
+            own_Q = times_columns(P, M).to(sent)
+            Q = (yield AllReduceMean(own_Q)).to(M.dtype)
+        if keeps:
+            keep_rest(matrix, M, P, own_Q.to(M.dtype))
         if not matrix.fit.lossless:
-            matrix.memory["residual"] = M - P @ local_Q.mT
-            matrix.memory["Q"] = Q.clone()
-        delivered = (P @ Q.mT).to(gradient.dtype)
-        return {matrix.info.name: delivered.view(matrix.info.shape)}
+            remember(matrix, "Q", Q)
+        return {matrix.info.name: expand(P, Q, out=M)}
 
-    def _start(self, matrix: Matrix, M: Tensor) -> Tensor:
-        """Q to begin with, n × columns: a fresh one, or last step's where that is not zero."""
-        fresh = matrix.normal(M.shape[1], matrix.fit.columns, dtype=M.dtype, device=M.device)
-        if matrix.fit.lossless or "Q" not in matrix.memory:
-            return fresh
-        warm = matrix.memory["Q"]
-        # A zero gradient leaves Q zero, and then P says nothing of M, perhaps for ever.
-        return torch.where(warm.abs().amax(dim=0) > 0, warm, fresh)
 
-    def error_feedback(self, matrix: Matrix) -> Tensor | None:
-        return None if matrix.fit.lossless else matrix.memory.get("residual")
+def _start(matrix: Matrix, M: Tensor) -> Tensor:
+    """Q to begin with, columns × n: a fresh one where the plan is lossless, else last step's as far as it goes."""
+    columns, n = matrix.fit.columns, M.shape[1]
+    warm = matrix.memory.get("Q")
+    if matrix.fit.lossless or warm is None:
+        return matrix.normal(columns, n, dtype=M.dtype, device=M.device)
+    lengths = torch.linalg.vector_norm(warm, dim=1)
+    if len(warm) > columns:  # the rank has fallen: the columns that carried most survive
+        best = lengths.argsort(descending=True, stable=True)[:columns]
+        warm, lengths = warm[best], lengths[best]
+    # A column that carried nothing says nothing of where to look, perhaps for ever: it is drawn anew.
+    alive = lengths > torch.finfo(M.dtype).eps * n * lengths.amax()
+    unit: Tensor = warm / lengths.clamp_min(torch.finfo(M.dtype).tiny)[:, None]
+    if len(warm) == columns and M.device.type == "cpu" and bool(alive.all()):
+        return unit
+    fresh = matrix.normal(columns, n, dtype=M.dtype, device=M.device)
+    fresh = fresh / torch.linalg.vector_norm(fresh, dim=1, keepdim=True)
+    return torch.cat([torch.where(alive[:, None], unit, fresh[: len(warm)]), fresh[len(warm) :]])

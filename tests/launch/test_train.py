@@ -118,3 +118,48 @@ def test_data_that_differ_between_workers_are_refused(workers):
     cell = planned({"kind": "mlp", "width": 4}, "tests.support.own_data:differing", workers=2)
     with pytest.raises(RuntimeError, match="data differing differ: the study was planned for 0, worker 1 has 1"):
         workers(2)(train, cell)
+
+
+def poisoned(rank, planned, bad_step):
+    """Train with a NaN in one gradient of one worker in one step; the weights after each update, and what was said."""
+    import logging
+
+    from launch import train as module
+
+    weights, said, passes, make = [], [], [], module.make_optimizer
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    module.logger.addHandler(handler)
+
+    def spoil(gradient):
+        passes.append(1)
+        return gradient * float("nan") if rank == 1 and len(passes) == bad_step else gradient
+
+    def make_optimizer(model, settings):
+        parameter = next(model.parameters())
+        parameter.register_hook(spoil)
+        optimizer = make(model, settings)
+        optimizer.register_step_post_hook(lambda *_: weights.append(parameter.detach().clone()))
+        return optimizer
+
+    module.make_optimizer = make_optimizer
+    try:
+        result = train_cell(planned, torch.device("cpu"), lambda step, metrics: None)
+    finally:
+        module.make_optimizer = make
+        module.logger.removeHandler(handler)
+    return result["metrics"], torch.stack(weights), said
+
+
+@pytest.mark.parametrize("policy", ["bound", {"kind": "fixed", "rank": 1}])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_told_once(workers, policy):
+    model, data = {"kind": "mlp", "width": 24, "bottleneck": 2}, {"kind": "gaussian", "features": 20, "samples": 60}
+    cell = planned(model, data, workers=2, compressor="powersgd", policy=policy)
+    (first, weights, said), (second, others, silent) = workers(2)(poisoned, cell, 3)
+    assert first["summary/nonfinite_steps"] == second["summary/nonfinite_steps"] == 1
+    assert len(weights) == 6
+    assert torch.equal(weights, others)
+    assert weights.isfinite().all()
+    assert len(said) == 1
+    assert "step 3: a gradient holds NaN or infinity" in said[0]
+    assert not silent
