@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress import COMPRESSORS, POLICIES, AuditSettings, Compressor, NonePolicy, Policy
 from launch.kinds import OneOf
+from launch.own_compressor import OwnCompressor
 from models import DATA, MODELS, DataConfig, ModelConfig, OwnData, OwnModel
 from models.config import Seed
 from models.data.folds import FOLDS
@@ -98,7 +99,10 @@ class CellConfig(Settings):
 
     model: Annotated[ModelConfig, OneOf(MODELS, "model", own=OwnModel)]
     data: Annotated[DataConfig, OneOf(DATA, "data", own=OwnData)]
-    compressor: Annotated[tuple[Compressor, ...], OneOf(COMPRESSORS, "compressor", several=True)]
+    compressor: Annotated[
+        tuple[Compressor | OwnCompressor, ...],
+        OneOf(COMPRESSORS, "compressor", several=True, own=OwnCompressor, spelt="package.module:Class"),
+    ]
     policy: Annotated[Policy, OneOf(POLICIES, "policy")] = NonePolicy()
     train: TrainSettings = TrainSettings()
     audit: AuditSettings = AuditSettings()
@@ -127,6 +131,11 @@ class CellConfig(Settings):
     def rows_per_pass(self) -> int:
         """Samples of one worker in one backward pass."""
         return self.train.batch_size // (self.cluster.workers * self.train.accumulation_steps)
+
+    @property
+    def candidates(self) -> list[Compressor]:
+        """The compressors, those of the user's own made."""
+        return [given.build() if isinstance(given, OwnCompressor) else given for given in self.compressor]
 
     @property
     def values(self) -> dict[str, Any]:

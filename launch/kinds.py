@@ -9,15 +9,12 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from models.own import is_own
 from models.spelling import nearest
 
-_OWN = "package.module:function"
-"""Stands for all code of the user's own among the kinds."""
-
 
 class OneOf:
     """Annotates a field as a union discriminated on `kind`; a bare name stands for `{kind: name}`.
 
     With `several` the field is a tuple of them, and one alone stands for a tuple of one. With `own`, a kind
-    that is spelt `package.module:function` is code of the user's own, and these settings take it.
+    that is `spelt` with a colon is code of the user's own, and these settings take it.
     """
 
     def __init__(
@@ -27,11 +24,13 @@ class OneOf:
         *,
         several: bool = False,
         own: type[BaseModel] | None = None,
+        spelt: str = "package.module:function",
     ) -> None:
         self.kinds = kinds
         self.what = what
         self.several = several
         self.own = own
+        self.spelt = spelt
 
     def chosen(self, kind: Any) -> type[BaseModel] | None:
         """The settings that a kind has, None where it is unknown."""
@@ -42,7 +41,7 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {kind: handler.generate_schema(chosen) for kind, chosen in self.kinds.items()}
         if self.own is not None:
-            choices[_OWN] = handler.generate_schema(self.own)
+            choices[self.spelt] = handler.generate_schema(self.own)
         union = core_schema.tagged_union_schema(choices, discriminator=self._discriminated)
         one = core_schema.no_info_before_validator_function(self._named, union)
         if not self.several:
@@ -52,7 +51,7 @@ class OneOf:
 
     def _discriminated(self, value: Any) -> Any:
         kind = value["kind"] if isinstance(value, Mapping) else value.kind
-        return _OWN if self.own is not None and is_own(kind) else kind
+        return self.spelt if self.own is not None and is_own(kind) else kind
 
     def _named(self, value: Any) -> Any:
         allowed = tuple(self.kinds.values()) if self.own is None else (*self.kinds.values(), self.own)
@@ -71,7 +70,7 @@ class OneOf:
                 {
                     "found": repr(kind) if "kind" in fields else "no kind",
                     "what": self.what,
-                    "allowed": ", ".join([*sorted(self.kinds), *([_OWN] if self.own else [])]),
+                    "allowed": ", ".join([*sorted(self.kinds), *([self.spelt] if self.own else [])]),
                     "hint": nearest(str(kind), self.kinds),
                 },
             )

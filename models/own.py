@@ -33,19 +33,30 @@ def find_function(given: str) -> Callable[..., Any]:
     Raises:
         ValueError: there is no such function, or its module fails.
     """
-    module_name, _, name = given.partition(":")
-    if not name or not all(part.isidentifier() for part in module_name.split(".")):
-        raise ValueError("allowed is package.module:function, such as nets:make for the function make in nets.py")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    module = _import(module_name)
+    module, name = _module_of(given, "package.module:function, such as nets:make for the function make in nets.py")
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         defined = f"its functions are {', '.join(functions)}" if functions else "it defines no functions"
-        raise ValueError(f"{module_name} has no function {name!r}; {defined}{nearest(name, functions)}")
+        raise ValueError(f"{module.__name__} has no function {name!r}; {defined}{nearest(name, functions)}")
     return function
+
+
+def find_class(given: str) -> type:
+    """Import `package.module:Class`; the current folder is put on the path that modules are found on.
+
+    Raises:
+        ValueError: there is no such class, or its module fails.
+    """
+    module, name = _module_of(given, "package.module:Class, such as methods:Sign for the class Sign in methods.py")
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        classes = [
+            key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__
+        ]
+        defined = f"its classes are {', '.join(classes)}" if classes else "it defines no classes"
+        raise ValueError(f"{module.__name__} has no class {name!r}; {defined}{nearest(name, classes)}")
+    return found
 
 
 def call_own(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
@@ -62,6 +73,17 @@ def call_own(function: Callable[..., Any], *arguments: Any, **settings: Any) -> 
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is told as their mistake
         name = getattr(function, "__name__", repr(function))
         raise ValueError(f"{name}() raised {_first_line(error)}{_place(error, function)}; mend it first") from error
+
+
+def _module_of(given: str, allowed: str) -> tuple[ModuleType, str]:
+    """Import the module of `package.module:name`; returns it and the name."""
+    module_name, _, name = given.partition(":")
+    if not name or not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(f"allowed is {allowed}")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return _import(module_name), name
 
 
 def _import(name: str) -> ModuleType:

@@ -54,6 +54,7 @@ SUMMARY = {
     "samples_per_second",
     "peak_memory_mb",
     "audit_share",
+    "nonfinite_steps",
     "initial_loss",
     "initial_accuracy",
     "seconds",
