@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -31,7 +32,7 @@ class Workers:
     """Calls `function(rank, *args)` on every worker with a gloo group set up; returns their results."""
 
     def __init__(self, world_size: int) -> None:
-        root = os.getcwd()
+        root = str(Path(__file__).parents[2])
         self.world_size = world_size
         self._processes = [
             subprocess.Popen(
@@ -57,8 +58,7 @@ class Workers:
 
     def close(self) -> None:
         for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.close()
+            process.kill()  # it waits for a request and holds nothing; to end by itself would take it a second
             process.wait(timeout=30)
 
 
