@@ -77,7 +77,6 @@ def register(
     if not isinstance(plan, Plan):
         raise ValueError(f"plan is {plan!r}; it must come from make_plan. A compressor goes into compressor=")
     plan.check(model, world_size, local_size)
-    exchange = NodeExchange(group, local_group) if local_group is not None else Exchange(group)
     kind = PeerState if plan.whole_buckets else CompressionState
     state = kind(plan, model, exchange, Exchange(group), _audit_settings(audit), seed, grad_scaler)
     model.register_comm_hook(state, _hook)

@@ -79,7 +79,7 @@ class Step:
     def finish(self) -> None:
         """Carry on all algorithms together, one launch a round, until they have delivered."""
         self.launch()
-        used = self._exchange.start([AllReduceMean(torch.stack(self._used_here).float())]) if self._doubtful else None
+        used = self._used_anywhere()
         while self._waves:
             waves, self._waves = self._waves, []
             answered: list[tuple[_Algorithm, Tensor | None]] = []
@@ -91,10 +91,8 @@ class Step:
             for algorithm, _ in answered:
                 assert self.finite is not None  # a wave has been answered
                 algorithm.matrix.finite = self.finite
-            if used is not None:
-                (anywhere,) = used.wait()
-                for matrix, is_used in zip(self._doubtful, anywhere > 0, strict=True):
-                    matrix.finite = matrix.finite & is_used
+            for matrix, is_used in zip(self._doubtful, used, strict=True):
+                matrix.finite = matrix.finite & is_used
             self._proceed(answered)
             self.launch()
         for matrix in self._doubtful:
@@ -102,6 +100,14 @@ class Step:
             name = matrix.info.name
             kept = matrix.finite | ~self.finite  # what is not finite is delivered so
             self.delivered[name] = torch.where(kept, self.delivered[name], 0.0)
+
+    def _used_anywhere(self) -> Iterable[Tensor]:
+        """For each doubtful matrix, whether any worker has a gradient of it: booleans without axes."""
+        if not self._doubtful:
+            return ()
+        (share,) = self._exchange.run([AllReduceMean(torch.stack(self._used_here).float())])
+        used: Tensor = share > 0
+        return used.unbind()
 
     def _proceed(self, answered: list[tuple[_Algorithm, Tensor | None]]) -> None:
         while answered:
