@@ -205,11 +205,12 @@ class Pending:
 
         Every worker sees the same answers and so comes to the same conclusion.
         """
-        verdicts = [_is_finite(flight.buffer) for flight in self._flights if flight.buffer.is_floating_point()]
+        verdicts = [is_finite(flight.buffer) for flight in self._flights if flight.buffer.is_floating_point()]
         return torch.stack(verdicts).all() if verdicts else torch.tensor(True)
 
 
-def _is_finite(buffer: Tensor) -> Tensor:
+def is_finite(buffer: Tensor) -> Tensor:
+    """Whether all its numbers are finite: a boolean without axes, on its device."""
     if not buffer.numel():
         return torch.tensor(True, device=buffer.device)
     smallest, largest = torch.aminmax(buffer)  # one pass without a copy; NaN comes through

@@ -5,19 +5,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
-from torch.amp.grad_scaler import GradScaler
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
-from torch.nn.parallel import DistributedDataParallel
 
-from compress.audit.auditor import AuditSettings, AuditStep
+from compress.audit.auditor import AuditStep
 from compress.compressors.base import AllReduceMean, Matrix
 from compress.compressors.torch_powersgd import TorchPowerSGD
-from compress.exchange import Exchange
+from compress.exchange import is_finite
 from compress.layers import named_parameters
 from compress.plan import Plan
 from compress.state import CompressionState
+
+_last_group: dist.ProcessGroup | None = None
+"""The group of the newest state, which must outlive the hook's callbacks.
+
+Gloo's threads let go of them, and so of the group, some time after the step. Were that the last reference, the
+group would wait for its own thread to end, and abort the process.
+"""
 
 
 class PeerState(CompressionState):
@@ -31,33 +37,26 @@ class PeerState(CompressionState):
     the next step, from which on the hook begins anew with its dense steps.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        model: DistributedDataParallel,
-        exchange: Exchange,
-        audit_exchange: Exchange,
-        audit: AuditSettings,
-        seed: int,
-        grad_scaler: GradScaler | None = None,
-    ) -> None:
-        """Take up a plan; arguments as those of `CompressionState`.
+    def _carry_out(self, plan: Plan) -> None:
+        """Take up a plan.
 
         Raises:
             ValueError: a GradScaler, or a parameter that PyTorch's hook cannot take.
         """
-        if grad_scaler is not None:
+        if self._scaler is not None:
             raise ValueError(
                 "PyTorch's hook keeps residuals scaled by what a GradScaler may change; leave out grad_scaler, or "
                 "take compressor 'powersgd'"
             )
-        for name, parameter in named_parameters(model).items():
+        for name, parameter in named_parameters(self._model).items():
             if not parameter.dim() or not parameter.is_contiguous():
                 raise ValueError(
                     f"{name} has shape {tuple(parameter.shape)} and strides {parameter.stride()}; PyTorch's hook takes "
                     "contiguous parameters of one axis or more. Make it so, or take compressor 'powersgd'"
                 )
-        super().__init__(plan, model, exchange, audit_exchange, audit, seed)
+        global _last_group
+        _last_group = self.exchange.group or dist.group.WORLD
+        super()._carry_out(plan)
         self._hook_state = self._fresh_hook_state()
         self._owes = False  # whether residuals were loaded that are yet to be sent
         self._under_way: AuditStep | None = None
@@ -98,7 +97,7 @@ class PeerState(CompressionState):
                 if "residual" in self._memories.get(name, {}):
                     gradient.add_(self._memories[name]["residual"].view_as(gradient))
         future = self._average(bucket)
-        self._finite &= torch.isfinite(bucket.buffer()).all()
+        self._finite &= is_finite(bucket.buffer())
         self._delivered |= gradients
         if not self._owes:
             self._find_residuals(bucket, gradients)

@@ -1,6 +1,9 @@
 """The methods to compare with: casts, top-k, the optimal truncation, and PyTorch's own PowerSGD."""
 
+import gc
 import math
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import compress
+from compress import peer
 
 WORKERS = 2
 LOW = {"kind": "fixed", "rank": 1}
@@ -372,6 +376,35 @@ def test_pytorchs_powersgd_trains(workers):
     for first, last, lost in workers(WORKERS)(peer_trains):
         assert last < 0.8 * first
         assert lost == 0
+
+
+def peer_ends(rank):
+    """Callbacks of the last step end after the group has been destroyed."""
+    hook = peer.powerSGD_hook
+
+    def slow(state, bucket):
+        group, future = dist.group.WORLD, hook(state, bucket)
+        future.then(lambda _: (time.sleep(0.3), group))
+        return future
+
+    peer.powerSGD_hook = slow
+    try:
+        ddp = DistributedDataParallel(deep(width=40))
+        compress.register(ddp, compressor="torch_powersgd", policy=LOW)
+        loss_of(ddp, rank, 0).backward()
+    finally:
+        peer.powerSGD_hook = hook
+        del ddp
+        gc.collect()
+    return os.getpid()
+
+
+def test_a_group_outlives_the_callbacks_of_pytorchs_powersgd(workers):
+    seen = set()
+    for _ in range(3):  # of the first group in a process torch itself keeps a reference for ever
+        seen.add(tuple(workers(WORKERS)(peer_ends)))
+        time.sleep(0.8)  # callbacks end meanwhile, and with them the process, if they are the last to know the group
+    assert len(seen) == 1
 
 
 def refusals(rank):
