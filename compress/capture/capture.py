@@ -63,8 +63,3 @@ class Capture:
     def take(self, name: str) -> dict[str, Tensor]:
         """Hand over and forget what was kept for a weight; see `Product.rows`. Empty where nothing was."""
         return self._keepers[name].take() if name in self._keepers else {}
-
-    @property
-    def uses(self) -> int:
-        """Uses of weights that are kept now."""
-        return sum(len(keeper) for keeper in self._keepers.values())

@@ -62,6 +62,16 @@ class Sizing:
     bases: Bases | None = None
     world_size: int = 1
 
+    @property
+    def exact_type(self) -> bool:
+        """Whether the gradient's type is fine enough for a method to be called lossless."""
+        return self.matrix.dtype in (torch.float32, torch.float64)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether a method of this rank is certain to lose nothing but roundoff."""
+        return self.exact_type and self.bound is not None and self.rank is not None and self.rank >= self.bound
+
 
 @dataclass(frozen=True)
 class Projection:

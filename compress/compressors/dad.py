@@ -9,8 +9,7 @@ from torch import Tensor
 from compress.compressors.base import AllGather, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
 from compress.compressors.factors import (
     FACTORS,
-    finite_or_nan,
-    header,
+    Beside,
     header_numbers,
     local_gradients,
     mean_of,
@@ -53,7 +52,7 @@ class DAD(Compressor):
         return Fit(
             (Payload(AllGather, numbers),),
             rank=min(info.matrix) if sizing.bound is None else sizing.bound,
-            lossless=info.dtype in (torch.float32, torch.float64),
+            lossless=sizing.exact_type,
             columns=sizing.rows,
             reason=f"{sizing.rows} rows of inputs and adjoints from each worker",
         )
@@ -70,8 +69,9 @@ class DAD(Compressor):
         rows = gradient.new_zeros(capacity, width)
         if len(own) <= capacity:
             rows[: len(own)] = own
-        rows[:, -1] = finite_or_nan(matrix, rows[:, -1])  # an adjoint, and no bits of a token
-        gathered = yield AllGather(torch.cat([header(matrix, len(own)), rows.view(-1)]))
+        local = Beside(matrix)
+        rows[:, -1] = local.finite_or_nan(rows[:, -1])  # an adjoint, and no bits of a token
+        gathered = yield AllGather(torch.cat([local.header(len(own)), rows.view(-1)]))
 
         world_size, start = len(gathered), header_numbers(gradient.dtype)
         most_rows, beside = read_headers(gathered[:, :start])

@@ -108,19 +108,22 @@ def header_numbers(dtype: torch.dtype) -> int:
     return _HEADER_ENTRIES * _HEADER.itemsize // dtype.itemsize
 
 
-def header(matrix: Matrix, rows: int) -> Tensor:
-    """What every worker must know of this one: its rows, and whether anything arrived beside them.
+class Beside:
+    """What arrived as a gradient beside what was captured, mostly zeros; looked at once, without a wait for it."""
 
-    Made without a wait for the device.
-    """
-    beside = torch.stack([gradient.ne(0).any() for gradient in matrix.gradients.values()]).any()
-    return torch.stack([beside.new_full((), rows, dtype=_HEADER), beside.to(_HEADER)]).view(matrix.gradient.dtype)
+    def __init__(self, matrix: Matrix) -> None:
+        extremes = [extreme for gradient in matrix.gradients.values() for extreme in torch.aminmax(gradient)]
+        self._extremes = torch.stack(extremes)
+        self._dtype = matrix.gradient.dtype
 
+    def header(self, rows: int) -> Tensor:
+        """What every worker must know of this one: its rows, and whether anything arrived beside them."""
+        some = self._extremes.ne(0).any()
+        return torch.stack([some.new_full((), rows, dtype=_HEADER), some.to(_HEADER)]).view(self._dtype)
 
-def finite_or_nan(matrix: Matrix, numbers: Tensor) -> Tensor:
-    """The numbers, or NaN in their place where what arrived beside them is not finite: all workers must learn of it."""
-    finite = torch.stack([torch.isfinite(gradient.sum()) for gradient in matrix.gradients.values()]).all()
-    return torch.where(finite, numbers, torch.nan)
+    def finite_or_nan(self, numbers: Tensor) -> Tensor:
+        """The numbers, or NaN in their place where this is not finite: all workers must learn of it."""
+        return torch.where(self._extremes.isfinite().all(), numbers, torch.nan)
 
 
 def read_headers(gathered: Tensor) -> tuple[int, bool]:

@@ -44,11 +44,9 @@ class PowerSGD(Compressor):
         if sizing.rank is None:
             return Unfit("powersgd needs a rank; use policy 'fixed' or 'bound'")
         m, n = sizing.matrix.matrix
-        exact_type = sizing.matrix.dtype in (torch.float32, torch.float64)
-        lossless = exact_type and sizing.bound is not None and sizing.rank >= sizing.bound
-        columns = min(sizing.rank + (self.oversample if lossless else 0), m, n)
+        columns = min(sizing.rank + (self.oversample if sizing.lossless else 0), m, n)
         payloads = (Payload(AllReduceMean, m * columns), Payload(AllReduceMean, n * columns))
-        return Fit(payloads * self.iterations, rank=min(sizing.rank, m, n), lossless=lossless, columns=columns)
+        return Fit(payloads * self.iterations, rank=min(sizing.rank, m, n), lossless=sizing.lossless, columns=columns)
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.certified

@@ -12,14 +12,13 @@ from compress.compressors.base import AllGather, Compressor, Fit, Matrix, Payloa
 from compress.compressors.dad import UNCAPTURED
 from compress.compressors.error_feedback import compute_dtype
 from compress.compressors.factors import (
-    finite_or_nan,
-    header,
+    Beside,
     header_numbers,
     local_gradients,
     mean_of,
     read_headers,
 )
-from compress.compressors.leading import leading
+from compress.compressors.subspace_iteration import subspace_iteration
 from compress.matrix import as_matrix
 
 logger = logging.getLogger(__name__)
@@ -67,9 +66,8 @@ class RankDAD(Compressor):
         m, n = info.matrix
         columns = min(sizing.rank, m, n)
         numbers = columns * (m + n) + header_numbers(info.dtype) + (m if info.bias is not None else 0)
-        exact_type = info.dtype in (torch.float32, torch.float64)
         # One iteration from a start that happens to be ill-conditioned need not be exact; two are.
-        lossless = exact_type and self.iterations > 1 and sizing.bound is not None and sizing.rank >= sizing.bound
+        lossless = sizing.lossless and self.iterations > 1
         rank = min(columns * sizing.world_size, m, n)
         if lossless and sizing.bound is not None:
             rank = min(rank, sizing.bound)
@@ -80,9 +78,10 @@ class RankDAD(Compressor):
         (m, n), r = info.matrix, matrix.fit.columns
         U, V, bias = self._local(matrix)
         rows = len(matrix.captured.get("inputs", ()))
+        local = Beside(matrix)
         parts = [
-            header(matrix, rows),
-            finite_or_nan(matrix, U).to(dtype).reshape(-1),
+            local.header(rows),
+            local.finite_or_nan(U).to(dtype).reshape(-1),
             V.to(dtype).reshape(-1),
             bias.to(dtype),
         ]
@@ -113,20 +112,21 @@ class RankDAD(Compressor):
         """This worker's U (m × r), V (n × r), and the gradient of the bias (empty where there is none)."""
         info, gradient, r = matrix.info, matrix.gradient, matrix.fit.columns
         dtype, (m, n) = compute_dtype(gradient.dtype), info.matrix
-        start = matrix.normal(n, min(r + self.oversample, m, n), dtype=dtype, device=gradient.device)
         if "whole" in matrix.memory:
             own = local_gradients(matrix)
             G = as_matrix(own[info.name]).to(dtype)
             bias = own[info.bias].to(dtype) if info.bias is not None else G.new_empty(0)
-            return *leading(lambda V: G @ V, lambda U: G.mT @ U, start, r, self.iterations, self.tolerance), bias
-        A = matrix.captured.get("inputs", gradient.new_empty(0, n)).to(dtype)
-        D = matrix.captured.get("adjoints", gradient.new_empty(0, m)).to(dtype)
-        bias = D.sum(dim=0) if info.bias is not None else D.new_empty(0)
-        if len(A) <= r:
-            missing = r - len(A)
-            return F.pad(D.mT, (0, missing)), F.pad(A.mT, (0, missing)), bias
-        products = lambda V: D.mT @ (A @ V), lambda U: A.mT @ (D @ U)
-        return *leading(*products, start, r, self.iterations, self.tolerance), bias
+            forward, backward = lambda V: G @ V, lambda U: G.mT @ U
+        else:
+            A = matrix.captured.get("inputs", gradient.new_empty(0, n)).to(dtype)
+            D = matrix.captured.get("adjoints", gradient.new_empty(0, m)).to(dtype)
+            bias = D.sum(dim=0) if info.bias is not None else D.new_empty(0)
+            if len(A) <= r:
+                missing = r - len(A)
+                return F.pad(D.mT, (0, missing)), F.pad(A.mT, (0, missing)), bias
+            forward, backward = lambda V: D.mT @ (A @ V), lambda U: A.mT @ (D @ U)
+        start = matrix.normal(n, min(r + self.oversample, m, n), dtype=dtype, device=gradient.device)
+        return *subspace_iteration(forward, backward, start, r, self.iterations, self.tolerance), bias
 
     def local_gradient(self, matrix: Matrix) -> Tensor:
         return as_matrix(local_gradients(matrix)[matrix.info.name])

@@ -70,7 +70,7 @@ class Subspace(Compressor):
         if max(columns) > self.widest:
             return Unfit(f"a basis has {max(columns)} columns; widest={self.widest} allows fewer")
         m, n = sizing.matrix.matrix
-        lossless = not projection.linear and sizing.matrix.dtype in (torch.float32, torch.float64)
+        lossless = not projection.linear and sizing.exact_type
         extra = 0 if lossless else min(self.extra, m, n)
         known = " and ".join(
             f"{side.columns} of {width} for the {word}"

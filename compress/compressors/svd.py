@@ -25,9 +25,7 @@ class SVD(Compressor):
         if sizing.rank is None:
             return Unfit("svd needs a rank; use policy 'fixed' or 'bound'")
         m, n = sizing.matrix.matrix
-        exact_type = sizing.matrix.dtype in (torch.float32, torch.float64)
-        lossless = exact_type and sizing.bound is not None and sizing.rank >= sizing.bound
-        return Fit((Payload(AllReduceMean, m * n),), rank=min(sizing.rank, m, n), lossless=lossless)
+        return Fit((Payload(AllReduceMean, m * n),), rank=min(sizing.rank, m, n), lossless=sizing.lossless)
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.certified

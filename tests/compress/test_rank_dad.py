@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import compress
 from compress.compressors.base import Sizing
-from compress.compressors.leading import leading
+from compress.compressors.subspace_iteration import subspace_iteration
 from compress.layers import ParameterInfo
 
 
@@ -30,7 +30,7 @@ def approximated(G: torch.Tensor, rank: int, iterations: int, tolerance: float =
         return G @ V
 
     start = torch.randn(G.shape[1], min(rank + 4, *G.shape), generator=torch.Generator().manual_seed(1)).to(G.dtype)
-    U, V = leading(forward, lambda U: G.mT @ U, start, rank, iterations, tolerance)
+    U, V = subspace_iteration(forward, lambda U: G.mT @ U, start, rank, iterations, tolerance)
     return U @ V.mT, len(calls)
 
 

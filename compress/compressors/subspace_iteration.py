@@ -8,7 +8,7 @@ from torch import Tensor
 Map = Callable[[Tensor], Tensor]
 
 
-def leading(
+def subspace_iteration(
     forward: Map, backward: Map, start: Tensor, rank: int, iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Find U (m × r) and V (n × r) such that U Vᵀ is near to the best approximation of an m × n matrix G by rank r.
