@@ -22,8 +22,19 @@ from compress.compressors import (
     make_compressor,
 )
 from compress.hook import register
-from compress.plan import Assignment, Plan, make_plan
-from compress.policies import POLICIES, BoundPolicy, Decision, FixedPolicy, NonePolicy, Policy, make_policy
+from compress.plan import Assignment, Plan
+from compress.planner import make_plan
+from compress.policies import (
+    POLICIES,
+    BoundPolicy,
+    Decision,
+    FixedPolicy,
+    NonePolicy,
+    Observation,
+    Policy,
+    Situation,
+    make_policy,
+)
 from compress.reshard import reshard
 from compress.state import CompressionState
 
@@ -45,12 +56,14 @@ __all__ = [
     "Dense",
     "FixedPolicy",
     "NonePolicy",
+    "Observation",
     "Plan",
     "Policy",
     "PowerSGD",
     "RankBound",
     "RankDAD",
     "RankMeasurement",
+    "Situation",
     "Subspace",
     "TopK",
     "TorchPowerSGD",

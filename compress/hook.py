@@ -14,7 +14,8 @@ from compress.audit.auditor import AuditSettings
 from compress.bounds import Bounds
 from compress.exchange import Exchange
 from compress.peer import PeerState
-from compress.plan import CompressorSpec, Plan, PolicySpec, make_plan
+from compress.plan import Plan
+from compress.planner import CompressorSpec, PolicySpec, make_plan
 from compress.state import CompressionState
 from compress.two_level import NodeExchange
 
