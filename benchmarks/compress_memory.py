@@ -9,15 +9,11 @@ method runs in fresh processes. "beyond" is the peak of resident memory beyond t
 
 import argparse
 import json
-import tempfile
-from datetime import timedelta
-from multiprocessing.queues import Queue
 from typing import Any
 
 import compress_step as steps
+import processes
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from compress import CompressionState
@@ -34,10 +30,8 @@ def kept_mb(state: Any) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
 
-def worker(rank: int, method: str, low_rank: int, count: int, path: str, out: "Queue[Any]") -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(path, steps.WORKERS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=steps.WORKERS, timeout=timedelta(minutes=5))
+def train(rank: int, method: str, low_rank: int, count: int) -> tuple[float, float]:
+    """Peak of resident memory while training, and what the method keeps, in MiB."""
     task = steps.make_task("linear", low_rank, rank)
     states: list[Any] = []
     model = steps.set_up(method, task, low_rank, states)
@@ -52,26 +46,11 @@ def worker(rank: int, method: str, low_rank: int, count: int, path: str, out: "Q
     reset_peak_memory(device)
     for _ in range(count):
         step(model)
-    peak = peak_memory_mb(device)
-    if rank == 0:
-        out.put((peak, kept_mb(states[0] if states else None)))
-    dist.barrier()
-    dist.destroy_process_group()
+    return peak_memory_mb(device), kept_mb(states[0] if states else None)
 
 
 def measure(method: str, rank: int, count: int) -> dict[str, Any]:
-    context = mp.get_context("spawn")
-    out = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (method, rank, count, f"{folder}/store", out)
-        processes = [context.Process(target=worker, args=(index, *arguments)) for index in range(steps.WORKERS)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit(f"{method}, rank {rank}: a process failed")
-        peak, kept = out.get(timeout=10)
+    peak, kept = processes.run(train, method, rank, count)
     return {"rank": rank, "method": method, "peak_mb": peak, "kept_mb": kept}
 
 

@@ -17,19 +17,16 @@ the methods take turns, one step each, so that noise meets all alike; times are 
 import argparse
 import json
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cache
-from multiprocessing.queues import Queue
 from typing import Any
 
+import processes
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -39,7 +36,7 @@ from compress.compressors.orthonormal import orthonormal
 from compress.factor_products import expand, subtract, times_columns, times_rows
 from compress.matrix import matrix_shape
 
-WORKERS, WIDTH, ROWS = 2, 2048, 64
+WIDTH, ROWS = 2048, 64
 CPU = torch.device("cpu")
 PEER = "torch powerSGD_hook"
 FEEDBACK, LOSSLESS, SUBSPACE = "powersgd, error feedback", "powersgd, lossless", "subspace"
@@ -102,7 +99,7 @@ class Task:
         return nn.functional.mse_loss(output, self.target)
 
 
-def make_task(kind: str, rank: int, worker: int, workers: int = WORKERS, device: torch.device = CPU) -> Task:
+def make_task(kind: str, rank: int, worker: int, workers: int = processes.WORKERS, device: torch.device = CPU) -> Task:
     """A task of one worker of so many; weights are alike on all."""
     torch.manual_seed(0)
     if kind == "linear":
@@ -202,11 +199,9 @@ def parts(task: Task, rank: int, rounds: int) -> dict[str, float]:
     }
 
 
-def worker(rank: int, kind: str, low_rank: int, methods: list[str], rounds: int, path: str, out: "Queue[Any]") -> None:
-    torch.set_num_threads(1)
+def take_turns(rank: int, kind: str, low_rank: int, methods: list[str], rounds: int) -> Any:
+    """Medians of the methods' steps, and the floors, in milliseconds."""
     warnings.simplefilter("ignore", FutureWarning)  # torch's own, while it traces
-    store = dist.FileStore(path, WORKERS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS, timeout=timedelta(minutes=5))
     tasks = {method: make_task(kind, low_rank, rank) for method in methods}
     models = {method: set_up(method, task, low_rank) for method, task in tasks.items()}
     times: dict[str, list[float]] = {method: [] for method in methods}
@@ -219,27 +214,12 @@ def worker(rank: int, kind: str, low_rank: int, methods: list[str], rounds: int,
             times[method].append(1000 * (time.perf_counter() - started))
     medians = {method: statistics.median(values[WARM_UP:]) for method, values in times.items()}
     dist.barrier()
-    floor = parts(tasks["compute"], low_rank, rounds=max(5, rounds // 4))
-    if rank == 0:
-        out.put((medians, floor))
-    dist.barrier()
-    dist.destroy_process_group()
+    return medians, parts(tasks["compute"], low_rank, rounds=max(5, rounds // 4))
 
 
 def measure(kind: str, rank: int, methods: list[str], rounds: int) -> list[dict[str, Any]]:
     """One run of all methods side by side."""
-    context = mp.get_context("spawn")
-    out = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (kind, rank, methods, rounds, f"{folder}/store", out)
-        processes = [context.Process(target=worker, args=(index, *arguments)) for index in range(WORKERS)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit(f"{kind}, rank {rank}: a process failed")
-        medians, floor = out.get(timeout=10)
+    medians, floor = processes.run(take_turns, kind, rank, methods, rounds)
     over = {method: medians[method] - medians["compute"] for method in methods}
     return [
         {

@@ -9,20 +9,17 @@ PyTorch's hook gets one bucket, since it hangs on gloo with more.
 
 import argparse
 import json
-import tempfile
-from datetime import timedelta
-from typing import Any
 
+import processes
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import compress
 
-WORKERS, WIDTH, RANK, ROWS = 2, 64, 2, 32
+WIDTH, RANK, ROWS = 64, 2, 32
 OURS, PEER = "gradrank, powersgd", "torch, powerSGD_hook"
 
 
@@ -48,28 +45,8 @@ def residual_norms(rank: int, name: str, steps: int) -> list[float]:
     return norms
 
 
-def worker(rank: int, steps: int, path: str, results: "mp.Queue[Any]") -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(path, WORKERS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS, timeout=timedelta(minutes=5))
-    norms = {name: residual_norms(rank, name, steps) for name in (OURS, PEER)}
-    if rank == 0:
-        results.put(norms)
-    dist.destroy_process_group()
-
-
-def measure(steps: int) -> dict[str, list[float]]:
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (steps, f"{folder}/store", results)
-        processes = [context.Process(target=worker, args=(rank, *arguments)) for rank in range(WORKERS)]
-        for process in processes:
-            process.start()
-        norms: dict[str, list[float]] = results.get(timeout=600)
-        for process in processes:
-            process.join()
-    return norms
+def measure(rank: int, steps: int) -> dict[str, list[float]]:
+    return {name: residual_norms(rank, name, steps) for name in (OURS, PEER)}
 
 
 def draw(norms: dict[str, list[float]], path: str) -> None:
@@ -93,7 +70,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--figure", metavar="PNG")
     options = parser.parse_args()
-    norms = measure(options.steps)
+    norms: dict[str, list[float]] = processes.run(measure, options.steps)
     if options.figure:
         draw(norms, options.figure)
     at = sorted({step for step in (10, 50, 100, 200, 500, 1000, options.steps) if step <= options.steps})
