@@ -4,7 +4,14 @@ In a DDP script: `rank_bounds` traces the network and bounds the rank of every g
 a DistributedDataParallel model send no more than that.
 """
 
-from compress.audit import AuditRow, AuditSettings, RankMeasurement, audited_loss, measure_rank
+from compress.audit import (
+    AuditRow,
+    AuditSettings,
+    BrokenBoundError,
+    RankMeasurement,
+    audited_loss,
+    measure_rank,
+)
 from compress.bounds import Bounds, RankBound, TraceError, rank_bounds
 from compress.compressors import (
     BF16,
@@ -50,6 +57,7 @@ __all__ = [
     "AuditSettings",
     "BoundPolicy",
     "Bounds",
+    "BrokenBoundError",
     "CompressionState",
     "Compressor",
     "Decision",

@@ -123,7 +123,7 @@ class Exchange:
         return work
 
     def _launch_gather(self, buffer: Tensor, payload: Tensor) -> dist.Work | None:
-        work: dist.Work | None = dist.all_gather_into_tensor(buffer.view(-1), payload, group=self.group, async_op=True)
+        work: dist.Work | None = dist.all_gather_single(buffer.view(-1), payload, group=self.group, async_op=True)
         return work
 
     def count(self, collective: type[Request], size: int) -> None:

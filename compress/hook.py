@@ -10,7 +10,8 @@ from torch._C._distributed_c10d import GradBucket
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from compress.audit.auditor import AuditSettings
+from compress.audit.auditor import Auditor, OnAudit
+from compress.audit.settings import AuditSettings
 from compress.bounds import Bounds
 from compress.exchange import Exchange
 from compress.peer import PeerState
@@ -28,6 +29,7 @@ def register(
     policy: PolicySpec = "none",
     bounds: Bounds | None = None,
     audit: AuditSettings | Mapping[str, Any] | None = None,
+    on_audit: OnAudit | None = None,
     seed: int = 0,
     grad_scaler: GradScaler | None = None,
     process_group: dist.ProcessGroup | None = None,
@@ -45,6 +47,7 @@ def register(
         policy: without a plan: decides the ranks.
         bounds: without a plan: from `rank_bounds`.
         audit: how often to measure what was true, such as `{"every": 50}`; None for never.
+        on_audit: called with the rows of each audited step, on every worker with the same rows.
         seed: of the random factors; the same on all workers.
         grad_scaler: the GradScaler that multiplies the loss, if there is one: what error feedback keeps is then
             kept unscaled.
@@ -54,7 +57,7 @@ def register(
 
     Returns:
         The state: `plan`, `bytes_sent`, `nonfinite_steps`, `change_plan()`, `state_dict()`,
-        `load_state_dict()`, audits.
+        `load_state_dict()`, `audit_rows()`, `bound_violations`.
 
     Raises:
         ValueError: neither or both of plan and compressor; or what `make_plan` refuses; or a plan made
@@ -79,7 +82,8 @@ def register(
         raise ValueError(f"plan is {plan!r}; it must come from make_plan. A compressor goes into compressor=")
     plan.check(model, world_size, local_size)
     kind = PeerState if plan.whole_buckets else CompressionState
-    state = kind(plan, model, exchange, Exchange(group), _audit_settings(audit), seed, grad_scaler)
+    auditor = Auditor(_audit_settings(audit), Exchange(group), model, on_audit)
+    state = kind(plan, model, exchange, auditor, seed, grad_scaler)
     model.register_comm_hook(state, _hook)
     return state
 

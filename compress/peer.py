@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from compress.audit.auditor import AuditStep
+from compress.audit.step import AuditStep
 from compress.compressors.base import AllReduceMean, Matrix
 from compress.compressors.torch_powersgd import TorchPowerSGD
 from compress.exchange import is_finite
@@ -88,8 +88,7 @@ class PeerState(CompressionState):
         }
         if not self._delivered:
             self._finite = torch.tensor(True, device=bucket.buffer().device)
-            due = self._audit.is_due(self.step)
-            self._under_way = AuditStep(self.audit_exchange, self._plan, self.step) if due else None
+            self._under_way = self.auditor.begin(self._plan, self.step)
         if self._under_way is not None:
             self._note(self._under_way, gradients)
         if self._owes:
@@ -139,11 +138,10 @@ class PeerState(CompressionState):
         if self._owes and self.finite:
             self._owes, self._memories = False, {}
         if self._under_way is not None:
-            self._under_way.exchange()
-            self.audits += self._under_way.after(self._delivered)
-            self.audit_seconds += self._under_way.seconds
-        self._delivered = {}
+            self.auditor.exchange_noted(self._under_way)
+        delivered, self._delivered = self._delivered, {}
         self.step += 1
+        self.auditor.end(self._under_way, delivered, self.step)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state that this worker saved, under this method or another.

@@ -12,7 +12,9 @@ from torch._C._distributed_c10d import GradBucket
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from compress.audit.auditor import AuditRow, AuditSettings, AuditStep
+from compress.audit.auditor import Auditor
+from compress.audit.row import AuditRow
+from compress.audit.step import AuditStep
 from compress.bounds.basis import Basis
 from compress.capture import Capture
 from compress.compressors.base import Matrix, Rounds
@@ -55,9 +57,7 @@ class CompressionState:
     Attributes:
         step: steps done.
         exchange: counts bytes and time of gradients.
-        audit_exchange: the same of audits, kept apart.
-        audit_seconds: time spent in audits.
-        audits: rows of all audited steps, on rank 0.
+        auditor: audits, and counts bytes and time of its own.
     """
 
     def __init__(
@@ -65,17 +65,13 @@ class CompressionState:
         plan: Plan,
         model: DistributedDataParallel,
         exchange: Exchange,
-        audit_exchange: Exchange,
-        audit: AuditSettings,
+        auditor: Auditor,
         seed: int,
         grad_scaler: GradScaler | None = None,
     ) -> None:
         self.step = 0
         self.exchange = exchange
-        self.audit_exchange = audit_exchange
-        self.audit_seconds = 0.0
-        self.audits: list[AuditRow] = []
-        self._audit = audit
+        self.auditor = auditor
         self._seed = seed
         self._scaler = grad_scaler
         # Weakly: DDP holds this state, through its reducer, where no garbage collector sees a circle.
@@ -104,6 +100,15 @@ class CompressionState:
     def bytes_sent(self) -> int:
         """Bytes this worker has handed to collectives for gradients, audits apart."""
         return self.exchange.bytes
+
+    @property
+    def bound_violations(self) -> int:
+        """How often an audit found a gradient whose rank exceeds its bound."""
+        return self.auditor.violations.count
+
+    def audit_rows(self) -> list[AuditRow]:
+        """One row for each matrix of each audited step so far, on rank 0; elsewhere none."""
+        return list(self.auditor.rows)
 
     @property
     def finite(self) -> bool:
@@ -147,7 +152,7 @@ class CompressionState:
             return
         here = [float("residual" in self._memories.get(name, {})) for name in parameters]
         device = next(iter(parameters.values())).device
-        (anywhere,) = self.audit_exchange.run([AllReduceMean(torch.tensor(here, device=device))])
+        (anywhere,) = self.auditor.exchange.run([AllReduceMean(torch.tensor(here, device=device))])
         for (name, parameter), kept in zip(parameters.items(), anywhere.tolist(), strict=True):
             memory = self._memories.setdefault(name, {})
             if kept and "residual" not in memory:
@@ -191,8 +196,7 @@ class CompressionState:
 
     def _begin_step(self) -> _Buckets:
         self._note_precision()
-        audit = AuditStep(self.audit_exchange, self._plan, self.step) if self._audit.is_due(self.step) else None
-        return _Buckets(Step(self.exchange), audit)
+        return _Buckets(Step(self.exchange), self.auditor.begin(self._plan, self.step))
 
     def _note_precision(self) -> None:
         """Take back what the plan certifies of matrices whose arithmetic turned out to be coarser."""
@@ -251,7 +255,7 @@ class CompressionState:
         step, audit = current.step, current.audit
         step.launch()
         if audit is not None:
-            audit.exchange()
+            self.auditor.exchange_noted(audit)
         step.finish()
         for name, gradient in current.gradients.items():
             delivered = step.delivered[name]
@@ -260,12 +264,21 @@ class CompressionState:
         if step.finite is not None:  # None in a step in which nothing was sent
             self._finite = step.finite
             self._nonfinite_steps = self._nonfinite_steps.to(step.finite.device) + ~step.finite
-        if audit is not None:
-            self.audits += audit.after(step.delivered)
-            self.audit_seconds += audit.seconds
         self.step += 1
         for buffer, future in current.arrived:
             future.set_result(buffer)
+        if self.auditor.end(audit, step.delivered, self.step):
+            self._revise_plan()
+
+    def _revise_plan(self) -> None:
+        """Let an adaptive policy decide anew from what audits saw, which is alike on all workers."""
+        planner = self._plan.planner
+        if planner is None or not planner.adaptive:
+            return
+        plan = planner.plan(self.auditor.observed, self._plan.decided)
+        old = self._plan
+        if any((old[name].compressor, old[name].fit) != (new.compressor, new.fit) for name, new in plan.items()):
+            self.change_plan(plan)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this worker; it differs between workers, so each keeps its own.

@@ -1,4 +1,4 @@
-"""Pictures: how a study's cells compare, and what audits saw in one cell."""
+"""Pictures: how a study's cells compare, and how bounds do."""
 
 import math
 from collections.abc import Sequence
@@ -25,9 +25,6 @@ DODGE = 1.06
 
 BAR_START = 0.7
 """Where bars of ranks begin on a logarithmic axis: below 1, so that rank 1 has a length."""
-
-SPECTRUM_FLOOR = 1e-12
-"""Share of the largest singular value below which the others are not drawn."""
 
 
 def comparison(cells: pd.DataFrame, path: Path, title: str) -> Path:
@@ -121,40 +118,6 @@ def networks(cells: pd.DataFrame, path: Path, title: str) -> Path:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=min(4, len(labels)), fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
-
-
-def audits(rows: pd.DataFrame, path: Path, title: str) -> Path:
-    """Measured rank of each matrix over time beside its bound, and the last audited spectra.
-
-    Args:
-        rows: of `AuditRow`.
-        path: of the picture to write.
-        title: above all.
-    """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    over_time, spectra = figure.subplots(1, 2)
-    last = rows["step"].max()
-    names = list(dict.fromkeys(rows["name"]))
-    for number, name in enumerate(names):
-        colour = colormaps["tab10"](number % 10)
-        mine = rows[rows["name"] == name]
-        over_time.plot(mine["step"], mine["measured_rank"], color=colour, marker=".", label=name)
-        bound = mine["bound"].iloc[0]
-        if bound is not None and not math.isnan(bound):
-            over_time.axhline(bound, color=colour, linestyle=":", linewidth=1)
-        values = mine[mine["step"] == last]["singular_values"].iloc[0]
-        relative = [value / values[0] for value in values if values[0] > 0 and value > SPECTRUM_FLOOR * values[0]]
-        spectra.semilogy(range(1, len(relative) + 1), relative, color=colour, marker=".", markersize=3, label=name)
-    over_time.set(xlabel="step", ylabel="rank of the mean gradient (dotted: bound)")
-    over_time.set_ylim(bottom=0, top=1.1 * max(1.0, over_time.get_ylim()[1]))
-    spectra.set(xlabel="k", ylabel=f"σₖ / σ₁ at step {last}", xscale="log")
-    for axes in (over_time, spectra):
-        axes.grid(alpha=0.3)
-    if len(names) <= 12:
-        spectra.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)
     return path
 

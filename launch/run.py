@@ -15,7 +15,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from launch import figures, ray_environment
+from launch import ray_environment
+from launch.audit_figure import draw_audits
 from launch.planning import PlannedCell, plan_cell
 from launch.progress import StudyProgress
 from launch.report import MEASURES, report
@@ -160,7 +161,7 @@ def _finish(run: StudyRun, planned: PlannedCell, result: dict[str, Any], scratch
     summary, audits = result["metrics"], pd.DataFrame(result["audits"])
     picture = None
     if len(audits):
-        picture = figures.audits(audits, scratch / "audits.png", planned.cell.name)
+        picture = draw_audits(audits, scratch / "audits.png", planned.cell.name)
     run.finish(planned.cell.index, summary, audits, picture)
     shown = {
         key.removeprefix("summary/"): value

@@ -76,7 +76,7 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
     logged_at, audited, last_loss = 0, 0, float("nan")
     step_times, waits = [], []
     for step in range(1, train.steps + 1):
-        started, audit_before, wait_before = time.perf_counter(), state.audit_seconds, state.exchange.seconds
+        started, audit_before, wait_before = time.perf_counter(), state.auditor.seconds, state.exchange.seconds
         optimizer.zero_grad()
         for number, (forward, batch) in enumerate(zip(passes, next(steps), strict=True), start=1):
             batch = batch.to(device, DTYPES[train.dtype])
@@ -90,7 +90,7 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
             warn_of_nonfinite(step, state.nonfinite_steps)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # else only launches would be timed
-        step_times.append(time.perf_counter() - started - (state.audit_seconds - audit_before))
+        step_times.append(time.perf_counter() - started - (state.auditor.seconds - audit_before))
         waits.append(state.exchange.seconds - wait_before)
 
         metrics = {}
@@ -101,9 +101,9 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
             metrics["train/loss"] = last_loss
         if step % train.eval_every == 0 and step < train.steps:
             metrics |= evaluated("eval")
-        if len(state.audits) > audited:
-            metrics |= audit_metrics(state.audits[audited:])
-            audited = len(state.audits)
+        if len(state.auditor.rows) > audited:
+            metrics |= audit_metrics(state.auditor.rows[audited:], state)
+            audited = len(state.auditor.rows)
         if metrics and rank == 0:
             emit(step, metrics)
 
@@ -114,11 +114,11 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
     summary |= {key.replace("eval/", "summary/initial_"): value for key, value in at_start.items()}
     summary |= communication_summary(planned, state, train.steps)
     summary |= timing_summary(config, step_times, waits, state)
-    summary |= audit_summary(state.audits)
+    summary |= audit_summary(state.auditor.rows)
     summary["summary/nonfinite_steps"] = float(state.nonfinite_steps)
     summary["summary/peak_memory_mb"] = peak_memory_mb(device)
     summary["summary/seconds"] = time.perf_counter() - began
-    return {"metrics": summary, "audits": [asdict(row) for row in state.audits]}
+    return {"metrics": summary, "audits": [asdict(row) for row in state.auditor.rows]}
 
 
 def warn_of_nonfinite(step: int, so_far: int) -> None:
@@ -204,11 +204,16 @@ def evaluate(
     return {f"{prefix}/loss": loss, f"{prefix}/{dataset.task.metric}": metric}
 
 
-def audit_metrics(rows: list[AuditRow]) -> dict[str, float]:
-    """What one audited step showed."""
+def audit_metrics(rows: list[AuditRow], state: CompressionState) -> dict[str, float]:
+    """What one audited step showed, and what the plan sends since."""
+    loss = audited_loss(rows)
     return {
-        "audit/information_loss": audited_loss(rows).information_loss,
+        "audit/information_loss": loss.information_loss,
+        "audit/compression_error": loss.compression_error,
+        "audit/unavoidable_error": loss.unavoidable_error,
         "audit/measured_rank": float(max(row.measured_rank for row in rows)),
+        "audit/bound_violations": float(state.bound_violations),
+        "audit/plan_bytes": float(state.plan.bytes),
     }
 
 
@@ -236,7 +241,7 @@ def timing_summary(
         "summary/step_time_ms": 1000 * step_time,
         "summary/communication_ms": 1000 * statistics.median(waits[WARM_UP_STEPS:] or waits),
         "summary/samples_per_second": config.train.batch_size / step_time,
-        "summary/audit_share": state.audit_seconds / sum(step_times),
+        "summary/audit_share": state.auditor.seconds / sum(step_times),
     }
 
 
@@ -251,6 +256,8 @@ def audit_summary(audits: list[AuditRow]) -> dict[str, float]:
     summary = {
         "summary/information_loss": statistics.fmean(loss.information_loss for loss in losses),
         "summary/compression_error": statistics.fmean(loss.compression_error for loss in losses),
+        "summary/unavoidable_error": statistics.fmean(loss.unavoidable_error for loss in losses),
+        "summary/iteration_error": statistics.fmean(loss.iteration_error for loss in losses),
         "summary/measured_rank": float(max(row.measured_rank for row in audits)),
     }
     bounded = [(row, row.bound) for row in audits if row.bound is not None]

@@ -66,7 +66,8 @@ def _weights(module: Convolutional) -> dict[str, str | None]:
     return {}
 
 
-def _forward(module: Convolutional, keepers: Keepers, input: Tensor) -> Tensor:
+def product_of(module: Convolutional, input: Tensor) -> tuple[Tensor, Convolution]:
+    """The layer's product, and its input as the product takes it: padded, with an axis of samples."""
     padding = module.padding
     if module.padding_mode != "zeros":
         input = F.pad(input, module._reversed_padding_repeated_twice, mode=module.padding_mode)
@@ -75,9 +76,17 @@ def _forward(module: Convolutional, keepers: Keepers, input: Tensor) -> Tensor:
     if module.padding_mode != "zeros" or isinstance(padding, str):
         padding = (0,) * len(module.kernel_size)
     product = Convolution(module.kernel_size, module.stride, padding, module.dilation, module.groups)
-    single = input.dim() == len(module.kernel_size) + 1
-    output = captured(product, input.unsqueeze(0) if single else input, keepers["weight"], module.bias)
-    return output.squeeze(0) if single else output
+    return input.unsqueeze(0) if _is_single(module, input) else input, product
+
+
+def _is_single(module: Convolutional, input: Tensor) -> bool:
+    return input.dim() == len(module.kernel_size) + 1
+
+
+def _forward(module: Convolutional, keepers: Keepers, input: Tensor) -> Tensor:
+    source, product = product_of(module, input)
+    output = captured(product, source, keepers["weight"], module.bias)
+    return output.squeeze(0) if _is_single(module, input) else output
 
 
 CONVOLUTION = Kind("convolution", _weights, _forward)

@@ -249,7 +249,7 @@ def audited(rank, spec, at_rank):
     for _ in range(compressed + 1):
         ddp.zero_grad()
         loss_of(ddp, rank, 0).backward()
-    return {row.name: row for row in state.audits if row.step == compressed}
+    return {row.name: row for row in state.audit_rows() if row.step == compressed}
 
 
 @pytest.mark.parametrize("at_rank", [1, 4])
@@ -291,14 +291,14 @@ def peer_steps(rank, steps, width, bucket_mb, at_rank, spec):
 
     state.on_bucket = watched
     for step in range(steps):
-        before, handed[0], audits = state.bytes_sent, 0, state.audit_exchange.bytes
+        before, handed[0], audits = state.bytes_sent, 0, state.auditor.exchange.bytes
         ddp.zero_grad()
         loss_of(ddp, rank, step).backward()
         true = true_mean(twin, step)
         error = sum(float((g - true[n]).square().sum()) for n, g in grads(ddp).items()) ** 0.5
         deviations.append(error / sum(float(g.square().sum()) for g in true.values()) ** 0.5)
-        counted.append((state.bytes_sent - before, handed[0] - (state.audit_exchange.bytes - audits)))
-    return deviations, len(buckets), counted, (plan.bytes, plan.dense.bytes), grads(ddp), state.audits
+        counted.append((state.bytes_sent - before, handed[0] - (state.auditor.exchange.bytes - audits)))
+    return deviations, len(buckets), counted, (plan.bytes, plan.dense.bytes), grads(ddp), state.audit_rows()
 
 
 @pytest.mark.parametrize("spec", ["torch_powersgd", {"kind": "torch_powersgd", "warm_start": False, "start_step": 3}])

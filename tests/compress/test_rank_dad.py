@@ -147,7 +147,9 @@ def at_the_bound(rank, dtype, spoil):
     pairs = zip(model.parameters(), twin.parameters(), strict=True)
     error = max(float((ours.grad - theirs.grad).norm() / theirs.grad.norm()) for ours, theirs in pairs)
     planned = state.plan["0.weight"]
-    audits = [(row.bound, row.measured_rank, row.information_loss) for row in state.audits if row.name == "0.weight"]
+    audits = [
+        (row.bound, row.measured_rank, row.information_loss) for row in state.audit_rows() if row.name == "0.weight"
+    ]
     wrapped.zero_grad()
     (loss(wrapped, rank) * (float("nan") if rank == spoil else 1.0)).backward()
     spoiled = [bool(parameter.grad.isfinite().any()) for parameter in model.parameters()]
