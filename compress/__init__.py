@@ -4,7 +4,7 @@ In a DDP script: `rank_bounds` traces the network and bounds the rank of every g
 a DistributedDataParallel model send no more than that.
 """
 
-from compress.audit import AuditRow, AuditSettings, RankMeasurement, audited_loss, measure_rank
+from compress.audit import AuditRow, AuditSettings, RankMeasurement, audited_loss, measure_rank, measure_ranks
 from compress.bounds import Bounds, RankBound, TraceError, rank_bounds
 from compress.compressors import (
     BF16,
@@ -60,6 +60,7 @@ __all__ = [
     "make_plan",
     "make_policy",
     "measure_rank",
+    "measure_ranks",
     "rank_bounds",
     "register",
     "reshard",

@@ -62,9 +62,9 @@ class AuditRow:
     bound: int | None
     measured_rank: int
     tolerance: float
-    paper_rank: int
+    paper_rank: int | None
     stable_rank: float
-    effective_rank: float
+    effective_rank: float | None
     energy99_rank: int
     violated: bool
     gradient_norm: float
@@ -170,7 +170,7 @@ class AuditStep:
     def _measure(self, name: str, delivered: Tensor) -> AuditRow:
         assignment = self._plan[name]
         G, M, D = (tensor.to(torch.float64) for tensor in (self._true[name], self._input[name], delivered))
-        rank = measure_rank(self._true[name], dtype=assignment.info.dtype)
+        rank = measure_rank(self._true[name], full_spectrum=True, dtype=assignment.info.dtype)
         error, input_error = float((G - D).norm()), float((M - D).norm())
         m, n = assignment.info.matrix
         return AuditRow(
