@@ -11,6 +11,7 @@ from compress.audit import (
     RankMeasurement,
     audited_loss,
     measure_rank,
+    measure_ranks,
 )
 from compress.bounds import Bounds, RankBound, TraceError, rank_bounds
 from compress.compressors import (
@@ -81,6 +82,7 @@ __all__ = [
     "make_plan",
     "make_policy",
     "measure_rank",
+    "measure_ranks",
     "rank_bounds",
     "register",
     "reshard",

@@ -12,9 +12,6 @@ from compress.audit.row import ratio
 AFFORDABLE = 2.5e9
 """m·n·min(m, n) up to which all singular values are found: 0.3 s or so on one core. Beyond, matrices are sketched."""
 
-SKETCHED = 128
-"""Singular values that a sketch finds where the bound does not say how many there are."""
-
 _UNKNOWN = -1.0
 
 
@@ -124,15 +121,13 @@ def read(numbers: Tensor) -> tuple[Measured, list[float], list[float]]:
 
 
 def _rank(subject: Subject, matrix: Tensor, bound: int | None, noise_floor: float) -> RankMeasurement:
-    if subject.full_spectrum:
-        return measure_rank(matrix, dtype=subject.dtype, noise_floor=noise_floor, full_spectrum=True)
-    costly = matrix.numel() * min(matrix.shape) > AFFORDABLE
-    sketched = costly and (bound is None or bound > SKETCHED)
     return measure_rank(
         matrix,
-        bound=SKETCHED if sketched else bound,
+        bound=bound,
         noise_floor=noise_floor,
         dtype=subject.dtype,
+        full_spectrum=subject.full_spectrum,
+        affordable=AFFORDABLE,
     )
 
 
