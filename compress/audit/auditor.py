@@ -63,7 +63,7 @@ class Auditor:
         audit.exchange(self._watch.take())
 
     def end(self, audit: AuditStep | None, delivered: Mapping[str, Tensor], next_step: int) -> bool:
-        """Measure what was delivered, once the step is over; returns whether anything new was seen.
+        """Measure what was delivered, once the step is over; returns whether policies have something new to see.
 
         Raises:
             BrokenBoundError: see `Violations`.
@@ -75,9 +75,10 @@ class Auditor:
         self.seconds += audit.seconds
         if self.exchange.rank == 0:
             self.rows += rows
-        for row in rows:
+        shown = [row for row in rows if self._settings.is_shown(row.step)]
+        for row in shown:
             self._observed.setdefault(row.name, deque(maxlen=_REMEMBERED)).append(row.observation)
         if self._on_audit is not None and rows:
             self._on_audit(rows)
         self.violations.look(rows, speaks=self.exchange.rank == 0)
-        return bool(rows)
+        return bool(shown)

@@ -156,9 +156,9 @@ class Halving(Policy):
         }
 
 
-def adapting(rank):
+def adapting(rank, audit):
     ddp = DistributedDataParallel(deep(width=40, bottleneck=40))
-    state = compress.register(ddp, compressor="powersgd", policy=Halving(), audit={"every": 2})
+    state = compress.register(ddp, compressor="powersgd", policy=Halving(), audit=audit)
     ranks, delivered = [], []
     for step in range(7):
         ranks.append(state.plan["0.weight"].rank)
@@ -172,12 +172,23 @@ def adapting(rank):
 
 
 def test_a_policy_follows_audits_alike_on_all_workers(workers):
-    (ranks, delivered, audited), (same, also, nothing) = workers(WORKERS)(adapting)
+    (ranks, delivered, audited), (same, also, nothing) = workers(WORKERS)(adapting, {"every": 2})
     assert ranks == same == [16, 8, 8, 4, 4, 2, 2]
     assert audited == [16, 8, 4, 2]
     assert nothing == []  # rows are kept on rank 0
     for first, second in zip(delivered, also, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_audits_between_check_what_was_decided(workers):
+    ranks, _, audited = workers(WORKERS)(adapting, {"every": 1, "revise_every": 3})[0]
+    assert ranks == audited == [16, 8, 8, 8, 4, 4, 4]
+
+
+@pytest.mark.parametrize("settings", [{"every": 0, "revise_every": 3}, {"every": 2, "revise_every": 3}])
+def test_policies_can_see_only_what_is_audited(settings):
+    with pytest.raises(ValueError, match="give a multiple of it"):
+        compress.AuditSettings(**settings)
 
 
 def test_matrices_are_shared_out_by_cost():
