@@ -57,6 +57,7 @@ class Planner:
         matrices = [info for info in self.infos if info.is_matrix]
         situation = Situation(matrices, self.bounds, observed or {}, ranks or {}, self._bytes_at)
         decisions = self.policy.decide(situation)
+        self._check_tolerances(decisions)
         assignments = {info.name: self._assign(info, decisions.get(info.name)) for info in self.infos}
         for info in matrices:  # biases that travel with their layer's weight cost nothing of their own
             if info.bias is not None and assignments[info.name].compressor.captures:
@@ -67,6 +68,16 @@ class Planner:
                     reason=f"comes with {info.name}",
                 )
         return Plan(assignments, self.world_size, self.local_size, self)
+
+    def _check_tolerances(self, decisions: Mapping[str, Decision]) -> None:
+        """Refuse a tolerance that none of the candidates can keep, lest all be sent dense unasked."""
+        given = any(decision.tolerance is not None for decision in decisions.values())
+        if given and not any(candidate.tolerant for candidate in self.candidates):
+            kinds = ", ".join(candidate.kind for candidate in self.candidates)
+            raise ValueError(
+                f"policy {self.policy.kind!r} gives a tolerance in place of a rank, which of {kinds} none takes; "
+                "take compressor 'svd'"
+            )
 
     def _bytes_at(self, info: ParameterInfo, rank: int) -> float:
         return self._assign(info, Decision(rank, "asked for")).bytes
@@ -79,7 +90,7 @@ class Planner:
         if info.is_matrix and decision is not None:
             bound = self.bounds[info.name] if self.bounds is not None else None
             rank, rows, bases = (bound.rank, bound.rows, bound.bases) if bound else (None, None, None)
-            sizing = Sizing(info, decision.rank, rank, rows, bases, self.peers)
+            sizing = Sizing(info, decision.rank, rank, rows, bases, self.peers, decision.tolerance)
             dense = replace(dense, bound=sizing.bound, decided=sizing.rank, reason="sent as it is")
             if rank == 0:  # as of a branch that another batch may take
                 return replace(dense, reason="sent as it is: the loss that was traced gives it no gradient")

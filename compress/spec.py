@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 
 class Spec(BaseModel):
@@ -37,6 +38,11 @@ def parse(spec: str | Mapping[str, Any] | S, kinds: Mapping[str, type[S]], base:
     try:
         return kinds[kind].model_validate(fields)
     except ValidationError as error:
-        details = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+        details = "; ".join(_told(item) for item in error.errors())
         allowed = ", ".join(kinds[kind].model_fields)
         raise ValueError(f"{what} {kind!r}: {details} (fields: {allowed})") from error
+
+
+def _told(error: ErrorDetails) -> str:
+    path = ".".join(str(part) for part in error["loc"])  # empty where fields contradict each other
+    return f"{path}: {error['msg']}" if path else error["msg"].removeprefix("Value error, ")

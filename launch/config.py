@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress import COMPRESSORS, POLICIES, AuditSettings, Compressor, NonePolicy, Policy
 from launch.kinds import OneOf
-from launch.own_compressor import OwnCompressor
+from launch.own import OwnCompressor, OwnPolicy
 from models import DATA, MODELS, DataConfig, ModelConfig, OwnData, OwnModel
 from models.config import Seed
 from models.data.folds import FOLDS
@@ -103,7 +103,9 @@ class CellConfig(Settings):
         tuple[Compressor | OwnCompressor, ...],
         OneOf(COMPRESSORS, "compressor", several=True, own=OwnCompressor, spelt="package.module:Class"),
     ]
-    policy: Annotated[Policy, OneOf(POLICIES, "policy")] = NonePolicy()
+    policy: Annotated[Policy | OwnPolicy, OneOf(POLICIES, "policy", own=OwnPolicy, spelt="package.module:Class")] = (
+        NonePolicy()
+    )
     train: TrainSettings = TrainSettings()
     audit: AuditSettings = AuditSettings()
     cluster: ClusterSettings = ClusterSettings()
@@ -136,6 +138,11 @@ class CellConfig(Settings):
     def candidates(self) -> list[Compressor]:
         """The compressors, those of the user's own made."""
         return [given.build() if isinstance(given, OwnCompressor) else given for given in self.compressor]
+
+    @property
+    def decider(self) -> Policy:
+        """The policy, one of the user's own made."""
+        return self.policy.build() if isinstance(self.policy, OwnPolicy) else self.policy
 
     @property
     def values(self) -> dict[str, Any]:

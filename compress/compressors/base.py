@@ -53,6 +53,7 @@ class Sizing:
         rows: rows of inputs that one worker contributes in a step, None where unknown.
         bases: what weights tell of the gradient's spaces, None where nothing is known.
         world_size: workers whose gradients are averaged.
+        tolerance: given by the policy in place of a rank, for methods that choose one in each step.
     """
 
     matrix: ParameterInfo
@@ -61,6 +62,7 @@ class Sizing:
     rows: int | None
     bases: Bases | None = None
     world_size: int = 1
+    tolerance: float | None = None
 
     @property
     def exact_type(self) -> bool:
@@ -101,6 +103,7 @@ class Fit:
         columns: columns of a low-rank factor; 0 for methods without.
         reason: why, in words; empty where the policy's reason says it all.
         projection: the spaces whose bases the method needs in each step, None for methods that need none.
+        tolerance: the relative error by which the method chooses a rank in each step, None where it is given one.
     """
 
     payloads: tuple[Payload, ...]
@@ -109,6 +112,7 @@ class Fit:
     columns: int = 0
     reason: str = ""
     projection: Projection | None = field(default=None, repr=False, compare=False)
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,9 @@ class Compressor(Spec, ABC):
 
     ranked: ClassVar[bool] = False
     """Whether the method takes its rank from a policy."""
+
+    tolerant: ClassVar[bool] = False
+    """Whether the method can be given a tolerance in place of a rank."""
 
     captures: ClassVar[bool] = False
     """Whether the method needs the inputs and adjoints of layers, in place of gradients."""

@@ -15,17 +15,24 @@ class SVD(Compressor):
     No matrix of that rank is nearer (Eckart and Young 1936), so no method can have a smaller compression error
     for the same M. Error feedback keeps the remainder of the mean, alike on all workers, unless the plan is
     certified lossless.
+
+    Given a tolerance τ in place of a rank, each step takes the least rank whose error is within it. `memory["rank"]`
+    then holds the last one: a method of that rank would have sent (m + n) · rank numbers.
     """
 
     ranked = True
+    tolerant = True
 
     kind: Literal["svd"] = "svd"
 
     def fit(self, sizing: Sizing) -> Fit | Unfit:
-        if sizing.rank is None:
-            return Unfit("svd needs a rank; use policy 'fixed' or 'bound'")
         m, n = sizing.matrix.matrix
-        return Fit((Payload(AllReduceMean, m * n),), rank=min(sizing.rank, m, n), lossless=sizing.lossless)
+        dense = (Payload(AllReduceMean, m * n),)
+        if sizing.tolerance is not None:
+            return Fit(dense, rank=min(m, n), lossless=False, tolerance=sizing.tolerance)
+        if sizing.rank is None:
+            return Unfit("svd needs a rank; use policy 'fixed' or 'bound', or a tolerance: 'oracle'")
+        return Fit(dense, rank=min(sizing.rank, m, n), lossless=sizing.lossless)
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.certified
@@ -36,14 +43,19 @@ class SVD(Compressor):
         mean = (yield AllReduceMean(M.to(matrix.info.dtype), in_place=True)).to(M.dtype)
         if not bool(matrix.finite):  # the decomposition would fail; and the step is lost
             return {matrix.info.name: mean}
-        delivered = truncated(mean, matrix.fit.rank)
+        U, S, Vh = torch.linalg.svd(mean, full_matrices=False)
+        rank = matrix.fit.rank
+        if matrix.fit.tolerance is not None:
+            rank = rank_within(S, matrix.fit.tolerance)
+            matrix.memory["rank"] = torch.tensor(rank)
+        delivered: Tensor = (U[:, :rank] * S[:rank]) @ Vh[:rank]
         if keeps:
             keep(matrix, mean - delivered)
         return {matrix.info.name: delivered}
 
 
-def truncated(M: Tensor, rank: int) -> Tensor:
-    """The nearest matrix of at most this rank, m × n."""
-    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
-    nearest: Tensor = (U[:, :rank] * S[:rank]) @ Vh[:rank]
-    return nearest
+def rank_within(S: Tensor, tolerance: float) -> int:
+    """The least r with √(Σ_{i>r} σ_i²) ≤ tolerance · √(Σ σ_i²), from all singular values, descending."""
+    energy = S.to(torch.float64).square()
+    tails = energy.flip(0).cumsum(0).flip(0)  # tails[r] is what rank r leaves
+    return int((tails > tolerance**2 * tails[0]).sum())

@@ -12,10 +12,18 @@ from compress.spec import Spec
 
 @dataclass(frozen=True)
 class Decision:
-    """A rank for one matrix, or None where the policy sets none; and why."""
+    """A rank for one matrix, or None where the policy sets none; and why.
+
+    Attributes:
+        rank: the decision.
+        reason: in words.
+        tolerance: in place of a rank: the method shall choose one in each step, by which the relative error stays
+            within this. Only methods that are `tolerant` can.
+    """
 
     rank: int | None
     reason: str
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)

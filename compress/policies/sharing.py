@@ -1,0 +1,101 @@
+"""A budget shared among matrices so that the error that is left is least: a multiple-choice knapsack."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one matrix may get: a rank, its bytes, and the squared error that it leaves."""
+
+    rank: int
+    bytes: float
+    left: float
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options chosen, one for each matrix, and by how much their error may exceed the least possible."""
+
+    chosen: tuple[Option, ...]
+    gap: float
+
+
+@dataclass(frozen=True)
+class _Step:
+    """From one corner of a matrix's convex hull to the next."""
+
+    matrix: int
+    end: Option
+    bytes: float
+    gain: float
+
+    @property
+    def rate(self) -> float:
+        return self.gain / self.bytes
+
+
+def share(matrices: Sequence[Sequence[Option]], budget: float) -> Shared:
+    """Choose one option for each matrix, within the budget, so that Σ left is small.
+
+    1. Begin with each matrix's cheapest option.
+    2. Along the lower convex hulls of (bytes, left), take the step of the highest gain per byte that fits. Up to the
+       first that does not fit, this is the optimum for the bytes spent; with the fitting fraction of that step it is
+       the optimum of the relaxed problem (Sinha and Zoltners 1979), and no choice leaves less: that gives `gap`.
+    3. Spend what remains on whatever single change gains most.
+
+    Raises:
+        ValueError: the cheapest options exceed the budget.
+    """
+    fronts = [_front(options) for options in matrices]
+    chosen = [front[0] for front in fronts]
+    spare = budget - sum(option.bytes for option in chosen)
+    if spare < 0:
+        raise ValueError(f"{budget:g} bytes are too few; the least is {budget - spare:g}")
+    steps = [step for index, front in enumerate(fronts) for step in _steps(index, front)]
+    relaxed: float | None = None
+    stuck = set()  # a hull has corners in order: whoever cannot take one takes none after it
+    for step in sorted(steps, key=lambda step: -step.rate):
+        if step.matrix in stuck:
+            continue
+        if step.bytes <= spare:
+            chosen[step.matrix], spare = step.end, spare - step.bytes
+            continue
+        stuck.add(step.matrix)
+        if relaxed is None:
+            relaxed = sum(option.left for option in chosen) - step.rate * spare
+    while True:
+        changes = [
+            (chosen[index].left - option.left, index, option)
+            for index, front in enumerate(fronts)
+            for option in front
+            if option.left < chosen[index].left and option.bytes - chosen[index].bytes <= spare
+        ]
+        if not changes:
+            break
+        _, index, option = max(changes, key=lambda change: (change[0], -change[1]))
+        spare -= option.bytes - chosen[index].bytes
+        chosen[index] = option
+    left = sum(option.left for option in chosen)
+    return Shared(tuple(chosen), 0.0 if relaxed is None else max(0.0, left - relaxed))
+
+
+def _front(options: Sequence[Option]) -> list[Option]:
+    """The options that none beats in both bytes and error, by rising bytes."""
+    front: list[Option] = []
+    for option in sorted(options, key=lambda option: (option.bytes, option.left, option.rank)):
+        if not front or option.left < front[-1].left:
+            front.append(option)
+    return front
+
+
+def _steps(matrix: int, front: Sequence[Option]) -> list[_Step]:
+    """The sides of the front's lower convex hull; their gains per byte fall."""
+    steps: list[_Step] = []
+    for before, end in zip(front, front[1:], strict=False):
+        step = _Step(matrix, end, end.bytes - before.bytes, before.left - end.left)
+        while steps and steps[-1].rate <= step.rate:
+            last = steps.pop()
+            step = _Step(matrix, end, step.bytes + last.bytes, step.gain + last.gain)
+        steps.append(step)
+    return steps
