@@ -16,7 +16,7 @@ class AuditRow:
 
     Attributes:
         compressed: whether a method other than dense sent it.
-        communicated_rank: the rank of the plan.
+        communicated_rank: the rank of the plan, or that which the method chose in this step.
         bound: the architecture's bound, None where unknown.
         measured_rank: singular values of G above `tolerance`; where not `certified`, there may be more.
         tolerance, certified: see `RankMeasurement`.

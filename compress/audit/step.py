@@ -35,6 +35,7 @@ class AuditStep:
         self._step = step
         self._true: dict[str, Tensor] = {}
         self._input: dict[str, Tensor] = {}
+        self._memories: dict[str, dict[str, Tensor]] = {}
         self._floors: dict[str, float] = {}
         self._seen: Mapping[str, Seen] = {}
         self.seconds = 0.0
@@ -50,6 +51,7 @@ class AuditStep:
         local = self._plan[matrix.info.name].compressor.local_gradient(matrix)
         gradient = _at_least_float32(local.detach().clone())
         self._true[matrix.info.name] = gradient
+        self._memories[matrix.info.name] = matrix.memory
         residual = matrix.memory.get("residual")
         if residual is not None:
             self._input[matrix.info.name] = add_scaled(gradient.clone(), residual, matrix.scale)
@@ -129,12 +131,17 @@ class AuditStep:
             input=self._input[name],
             delivered=delivered.reshape(true.shape),
             dtype=assignment.info.dtype,
-            rank=assignment.rank,
+            rank=self._communicated(name),
             bound=assignment.bound,
             noise_floor=self._floors[name],
             factors=sides,  # type: ignore[arg-type]
             full_spectrum=self._settings.full_spectrum,
         )
+
+    def _communicated(self, name: str) -> int:
+        """The rank of the plan, or that which the method chose in this step, alike on all workers."""
+        chosen = self._memories[name].get("rank")
+        return self._plan[name].rank if chosen is None else int(chosen)
 
     def _row(self, name: str, numbers: Tensor) -> AuditRow:
         assignment: Assignment = self._plan[name]
@@ -149,7 +156,7 @@ class AuditStep:
             method=assignment.method,
             compressed=assignment.method != "dense",
             lossless=assignment.lossless,
-            communicated_rank=assignment.rank,
+            communicated_rank=self._communicated(name),
             bound=bound,
             measured_rank=rank,
             tolerance=found.tolerance,

@@ -191,6 +191,26 @@ def test_policies_can_see_only_what_is_audited(settings):
         compress.AuditSettings(**settings)
 
 
+def truncated(rank):
+    ddp = DistributedDataParallel(deep(width=40, bottleneck=40))
+    state = compress.register(ddp, compressor="svd", policy={"kind": "oracle", "tolerance": 0.3}, audit={"every": 1})
+    for step in range(3):
+        ddp.zero_grad()
+        loss_of(ddp, rank, step).backward()
+    return state.audit_rows()
+
+
+def test_an_oracle_is_audited_at_the_rank_of_the_step(workers):
+    rows = workers(WORKERS)(truncated)[0]
+    for row in rows:
+        energies = torch.tensor(row.input_singular_values).square()
+        tails = [float((energies[r:].sum() / energies.sum()).sqrt()) for r in range(41)]
+        assert row.communicated_rank == next(r for r, tail in enumerate(tails) if tail <= 0.3)
+        assert row.compression_error == pytest.approx(tails[row.communicated_rank])
+        assert row.iteration_error == pytest.approx(0, abs=1e-6)
+    assert len({row.communicated_rank for row in rows}) > 1
+
+
 def test_matrices_are_shared_out_by_cost():
     shapes = {
         name: torch.Size(shape) for name, shape in {"a": (8, 8), "b": (64, 64), "c": (32, 64), "d": (32, 32)}.items()
