@@ -172,6 +172,14 @@ class TestSpectra:
         if rank > 2:  # within two of the least
             assert piled_up(spectrum, rank - 2) > 0.9 * most
 
+    @pytest.mark.parametrize("rank", [2, 3, 4, 6])
+    def test_equal_directions_wait_for_their_turn(self, rank):
+        wait = 12 // rank  # steps between two turns of one: 0, 1, …, wait − 1 of its gradients are kept
+        most = math.sqrt(rank * sum(kept**2 for kept in range(wait)))
+        assert steady_rank([1.0] * 12, most * 1.0001) == rank
+        assert steady_rank([1.0] * 12, most * 0.9999) == rank + 1
+        assert piled_up([1.0] * 12, rank) == pytest.approx(most)
+
     @given(st.lists(st.just(0.0) | st.floats(1e-9, 1e3), max_size=20), st.floats(0, 1e4))
     def test_more_error_never_asks_for_more(self, values, most):
         spectrum = sorted(values, reverse=True)
