@@ -31,7 +31,8 @@ Written by `python docs/accuracy.py`, which runs [accuracy.yaml](../mlflow_confi
 Where a plan is certified lossless its gradients are dense's up to roundoff. Training amplifies roundoff from step to
 step, so that accuracies end a little apart, as those of two seeds do (dense's own ± is the noise to compare with).
 *fewer bytes* is on the wire; 1.0× means that nothing in the network can be sent by this method without loss at less
-than dense costs, and dense is the plan.
+than dense costs, and dense is the plan. By class, VGG's batch norms average over each worker's own classes, and their
+running statistics, which evaluation uses, are one worker's: dense itself varies by many points there.
 
 | network | data | method | even | off | by class | off | fewer bytes | inf. loss |
 |---|---|---|--:|--:|--:|--:|--:|--:|

@@ -79,6 +79,8 @@ def read(study: Study) -> pd.DataFrame:
     revised = study.cells[0].config.audit.revise_every or 1
     cells["errors"] = [errors(rows[rows["step"] % revised != 0]) for rows in audits]
     cells["share"] = 1 / cells["compression_ratio"]
+    bends = cells["alpha"].map("{:g}".format)
+    cells["model"] = cells["model"].where(cells["model"] != "mlp", "mlp, α = " + bends)
     for place, rows in enumerate(audits):
         if cells.loc[place, "compressor"] == "svd":
             cells.loc[place, "share"] = of_factors(rows, cells.loc[place, "bytes_per_step"])

@@ -140,6 +140,13 @@ def test_the_full_spectrum_comes_when_asked_for():
     assert len(found.singular_values) == N
 
 
+def test_small_matrices_are_decomposed_in_float64():
+    # In float32 a decomposition errs by a third of the tolerance of 8 x 8.
+    matrix = of_rank(5, 8, 8)
+    exact = torch.linalg.svdvals(matrix.to(torch.float64))
+    assert torch.allclose(measure_rank(matrix).singular_values, exact, rtol=0, atol=1e-12)
+
+
 class TestBatches:
     def test_they_give_what_single_calls_give(self):
         shapes = [(5, 7), (7, 5), (64, 64), (1, 9), (300, 300), (0, 4), (20, 90)]
