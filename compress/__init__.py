@@ -5,6 +5,7 @@ a DistributedDataParallel model send no more than that.
 """
 
 from compress.audit import AuditRow, AuditSettings, RankMeasurement, audited_loss, measure_rank
+from compress.auto import Auto
 from compress.bounds import Bounds, RankBound, TraceError, rank_bounds
 from compress.compressors import (
     BF16,
@@ -21,6 +22,7 @@ from compress.compressors import (
     TorchPowerSGD,
     make_compressor,
 )
+from compress.cost import Cost, Network, Rates, measure_rates, predict
 from compress.hook import register
 from compress.plan import Assignment, Plan
 from compress.planner import make_plan
@@ -48,13 +50,16 @@ __all__ = [
     "Assignment",
     "AuditRow",
     "AuditSettings",
+    "Auto",
     "BoundPolicy",
     "Bounds",
     "CompressionState",
     "Compressor",
+    "Cost",
     "Decision",
     "Dense",
     "FixedPolicy",
+    "Network",
     "NonePolicy",
     "Observation",
     "Plan",
@@ -63,6 +68,7 @@ __all__ = [
     "RankBound",
     "RankDAD",
     "RankMeasurement",
+    "Rates",
     "Situation",
     "Subspace",
     "TopK",
@@ -73,6 +79,8 @@ __all__ = [
     "make_plan",
     "make_policy",
     "measure_rank",
+    "measure_rates",
+    "predict",
     "rank_bounds",
     "register",
     "reshard",

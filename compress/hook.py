@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from compress.audit.auditor import AuditSettings
 from compress.bounds import Bounds
+from compress.cost import Network
 from compress.exchange import Exchange
 from compress.peer import PeerState
 from compress.plan import Plan
@@ -27,6 +28,7 @@ def register(
     compressor: CompressorSpec | Sequence[CompressorSpec] | None = None,
     policy: PolicySpec = "none",
     bounds: Bounds | None = None,
+    network: Network | None = None,
     audit: AuditSettings | Mapping[str, Any] | None = None,
     seed: int = 0,
     grad_scaler: GradScaler | None = None,
@@ -44,6 +46,7 @@ def register(
         compressor: without a plan: a name, a mapping or an object, or several candidates.
         policy: without a plan: decides the ranks.
         bounds: without a plan: from `rank_bounds`.
+        network: without a plan: what candidates, or those of "auto", are chosen by; None for bytes on the wire.
         audit: how often to measure what was true, such as `{"every": 50}`; None for never.
         seed: of the random factors; the same on all workers.
         grad_scaler: the GradScaler that multiplies the loss, if there is one: what error feedback keeps is then
@@ -74,7 +77,9 @@ def register(
     exchange = NodeExchange(group, local_group) if local_group is not None else Exchange(group)
     if plan is None:
         assert compressor is not None
-        plan = make_plan(model, compressor, policy, bounds=bounds, world_size=world_size, local_size=local_size)
+        plan = make_plan(
+            model, compressor, policy, bounds=bounds, world_size=world_size, local_size=local_size, network=network
+        )
     if not isinstance(plan, Plan):
         raise ValueError(f"plan is {plan!r}; it must come from make_plan. A compressor goes into compressor=")
     plan.check(model, world_size, local_size)

@@ -16,6 +16,7 @@ from compress.compressors.base import (
     Rounds,
     Sizing,
     Unfit,
+    Work,
 )
 from compress.compressors.error_feedback import gather, keep_rest, remember, working_copy
 from compress.factor_products import expand, times_columns, times_rows
@@ -47,6 +48,16 @@ class PowerSGD(Compressor):
         columns = min(sizing.rank + (self.oversample if sizing.lossless else 0), m, n)
         payloads = (Payload(AllReduceMean, m * columns), Payload(AllReduceMean, n * columns))
         return Fit(payloads * self.iterations, rank=min(sizing.rank, m, n), lossless=sizing.lossless, columns=columns)
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        (m, n), k = sizing.matrix.matrix, fit.columns
+        product = Work(passes=1, flops=2 * m * n * k, calls=3)
+        work = Work(passes=1, calls=4) + product  # the last product writes what is delivered
+        for _ in range(self.iterations):
+            work = work + product + product + Work(orthonormalise=4 * m * k * k, calls=8)
+        if not fit.lossless:  # adds the residual (reads two, writes one), and keeps the rest (reads one, writes one)
+            work = work + product + Work(passes=4, calls=8)
+        return work
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.certified

@@ -19,6 +19,7 @@ from compress.compressors.base import (
     Rounds,
     Sizing,
     Unfit,
+    Work,
 )
 from compress.compressors.error_feedback import gather, keep, remember
 from compress.exchange import Request
@@ -85,6 +86,23 @@ class Subspace(Compressor):
             reason=f"{'near ' if projection.linear else ''}spaces from the weights: {known}",
             projection=projection,
         )
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        assert fit.projection is not None  # as `fit` gives it
+        (m, n), sides = sizing.matrix.matrix, fit.projection.sides
+        work = Work(passes=1, calls=25)
+        for side, width in zip(sides, (n, m), strict=True):
+            if side is not None:
+                work = work + fit.projection.basis_work(side, width)
+        # One side's product reads the gradient, and the last one writes it; both have the fewest columns there are.
+        narrow = max(side.columns for side in sides if side is not None)
+        product = Work(passes=1, flops=2 * m * n * narrow, calls=3)
+        if fit.lossless:
+            return work + product + product
+        follow = Work(passes=1, flops=2 * m * n * fit.columns, calls=5)
+        for _ in range(3):  # coefficients, what is kept, what is delivered
+            work = work + product + follow
+        return work + Work(passes=8, orthonormalise=4 * max(m, n) * fit.columns**2, calls=20)
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.fit.lossless
