@@ -14,7 +14,7 @@ from compress.bounds.bases import Bases
 from compress.bounds.basis import Basis
 from compress.bounds.recipe import Output, Sides, read
 from compress.compressors.orthonormal import Orthonormalise
-from compress.compressors.work import Work
+from compress.compressors.work import Work, orthonormalising
 from compress.exchange import AllGather, AllReduceMean, Request
 from compress.layers import ParameterInfo
 from compress.matrix import as_matrix
@@ -106,7 +106,7 @@ class Projection:
             if read(steps[part].how) is not None
         )
         # In float64, and so twice; more rows than columns are decomposed besides.
-        orthonormalise = 2 * 4 * width * rows * rows
+        orthonormalise = 2 * orthonormalising(width, rows)
         svd = 2 * rows**3 if rows > side.columns else 0
         return Work(flops=flops, orthonormalise=orthonormalise, svd=svd, calls=25 * len(side.parts))
 

@@ -19,6 +19,7 @@ from compress.compressors.base import (
     Work,
 )
 from compress.compressors.error_feedback import gather, keep_rest, remember, working_copy
+from compress.compressors.work import READ, READ_COLUMNS, SUBTRACT, WRITE, orthonormalising
 from compress.factor_products import expand, times_columns, times_rows
 
 
@@ -51,12 +52,12 @@ class PowerSGD(Compressor):
 
     def work(self, sizing: Sizing, fit: Fit) -> Work:
         (m, n), k = sizing.matrix.matrix, fit.columns
-        product = Work(passes=1, flops=2 * m * n * k, calls=3)
-        work = Work(passes=1, calls=4) + product  # the last product writes what is delivered
+        products = 2 * self.iterations + (1 if fit.lossless else 2)
+        work = WRITE + Work(flops=products * 2 * m * n * k, calls=4)
         for _ in range(self.iterations):
-            work = work + product + product + Work(orthonormalise=4 * m * k * k, calls=8)
-        if not fit.lossless:  # adds the residual (reads two, writes one), and keeps the rest (reads one, writes one)
-            work = work + product + Work(passes=4, calls=8)
+            work = work + READ + READ_COLUMNS + Work(orthonormalise=orthonormalising(m, k), calls=8)
+        if not fit.lossless:  # adds the residual, and keeps the rest
+            work = work + SUBTRACT + Work(passes=2, calls=8)
         return work
 
     def feeds_back(self, matrix: Matrix) -> bool:

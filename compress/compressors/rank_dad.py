@@ -19,6 +19,7 @@ from compress.compressors.factors import (
     read_headers,
 )
 from compress.compressors.subspace_iteration import subspace_iteration
+from compress.compressors.work import LIBRARY, orthonormalising
 from compress.matrix import as_matrix
 
 logger = logging.getLogger(__name__)
@@ -76,16 +77,16 @@ class RankDAD(Compressor):
     def work(self, sizing: Sizing, fit: Fit) -> Work:
         (m, n), r, rows = sizing.matrix.matrix, fit.columns, sizing.rows or 0
         k = min(r + self.oversample, m, n)
-        saved, expanded = 2 * m * n * rows, 2 * m * n * r
+        saved, expanded = LIBRARY * 2 * m * n * rows, LIBRARY * 2 * m * n * r
         if rows <= r:  # they are sent as they are
-            return Work(passes=6, flops=-saved, flops_per_worker=expanded, calls=40)
+            return Work(passes=5, flops=-saved, flops_per_worker=expanded, calls=40)
         # Exact ones settle with the second iteration.
         iterations = min(self.iterations, 2) if fit.lossless and self.tolerance > 0 else self.iterations
         return Work(
-            passes=6,
-            flops=4 * rows * (m + n) * k * iterations + 2 * (m + n) * k * r - saved,
+            passes=5,
+            flops=LIBRARY * (4 * rows * iterations + 2 * r) * (m + n) * k - saved,
             flops_per_worker=expanded,
-            orthonormalise=4 * k * k * (m * iterations + n),
+            orthonormalise=orthonormalising(m * iterations + n, k),
             svd=k**3,
             calls=50 + 10 * iterations,
         )

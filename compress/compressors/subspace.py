@@ -22,6 +22,7 @@ from compress.compressors.base import (
     Work,
 )
 from compress.compressors.error_feedback import gather, keep, remember
+from compress.compressors.work import READ, READ_COLUMNS, WRITE, orthonormalising
 from compress.exchange import Request
 from compress.factor_products import expand, times_columns, times_rows
 
@@ -90,19 +91,18 @@ class Subspace(Compressor):
     def work(self, sizing: Sizing, fit: Fit) -> Work:
         assert fit.projection is not None  # as `fit` gives it
         (m, n), sides = sizing.matrix.matrix, fit.projection.sides
-        work = Work(passes=1, calls=25)
+        work = Work(calls=25)
         for side, width in zip(sides, (n, m), strict=True):
             if side is not None:
                 work = work + fit.projection.basis_work(side, width)
         # One side's product reads the gradient, and the last one writes it; both have the fewest columns there are.
         narrow = max(side.columns for side in sides if side is not None)
-        product = Work(passes=1, flops=2 * m * n * narrow, calls=3)
+        project = (READ if sides.inputs is not None else READ_COLUMNS) + WRITE + Work(flops=4 * m * n * narrow)
         if fit.lossless:
-            return work + product + product
-        follow = Work(passes=1, flops=2 * m * n * fit.columns, calls=5)
-        for _ in range(3):  # coefficients, what is kept, what is delivered
-            work = work + product + follow
-        return work + Work(passes=8, orthonormalise=4 * max(m, n) * fit.columns**2, calls=20)
+            return work + project
+        # The remainder's directions: their products, what is kept, what is delivered.
+        follow = Work(flops=6 * m * n * fit.columns, orthonormalise=orthonormalising(max(m, n), fit.columns), calls=40)
+        return work + project + READ_COLUMNS + WRITE + WRITE + WRITE + Work(passes=8) + follow
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.fit.lossless

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit, Work
+from compress.compressors.work import orthonormalising
 
 
 class TorchPowerSGD(Compressor):
@@ -48,7 +49,7 @@ class TorchPowerSGD(Compressor):
     def work(self, sizing: Sizing, fit: Fit) -> Work:
         (m, n), k = sizing.matrix.matrix, fit.columns
         # Copies of the bucket and of its residual, and products that go against the layout of the gradient.
-        return Work(passes=24, flops=6 * m * n * k, orthonormalise=4 * m * k * k, calls=30)
+        return Work(passes=24, flops=6 * m * n * k, orthonormalise=orthonormalising(m, k), calls=30)
 
     def rounds(self, matrix: Matrix) -> Rounds:
         raise NotImplementedError("torch_powersgd takes whole buckets; compress.register carries it out")

@@ -1,8 +1,8 @@
 """Measure a machine's rates, in about a second."""
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from compress.compressors.base import Matrix
 from compress.compressors.dense import Dense
 from compress.compressors.orthonormal import orthonormal
+from compress.compressors.work import orthonormalising
 from compress.cost.rates import Rates
 from compress.exchange import Exchange
 from compress.factor_products import times_rows
@@ -24,15 +25,17 @@ SIDE = 2048
 MATRICES = 8
 """So many take turns, 128 MiB in all, so that none is still in a cache."""
 
-COLUMNS = 64
-FACTOR = 1024, 16
+COLUMNS = 4, 64
+"""Of thin matrices: what the more columns take longer is due to flops, not to memory."""
+
+FACTOR = 2048, 32
 DECOMPOSED = 128
 SMALL = 64
-REPEATS = 7
+REPEATS = 9
 
 
 def measure_rates(device: torch.device | str = "cpu") -> Rates:
-    """Time what methods do, by medians, on this machine as it is now: other work counts against it.
+    """Time what methods do on this machine, by the fastest of several times.
 
     To plan by them give all workers those of one: plans must be alike.
 
@@ -42,11 +45,11 @@ def measure_rates(device: torch.device | str = "cpu") -> Rates:
     device = torch.device(device)
     stack = torch.ones(MATRICES, SIDE, SIDE, device=device)
     turns = cycle(stack)
-    memory = 2 * stack[0].nbytes / _median(lambda: next(turns).div_(1.0), device)
-    Q = torch.randn(COLUMNS, SIDE, device=device)
-    product = _median(lambda: times_rows(next(turns), Q), device)
-    # What is left of it without the pass; never less than a part, lest noise make it nothing.
-    beyond = max(product - stack[0].nbytes / memory, product / 4)
+    memory = 2 * stack[0].nbytes / _fastest(lambda: next(turns).copy_(next(turns)), device)
+    few, many = (
+        _fastest(partial(_product, turns, torch.randn(columns, SIDE, device=device)), device) for columns in COLUMNS
+    )
+    beyond = max(many - few, many / 4)  # lest noise make it nothing
     m, k = FACTOR
     factor = torch.randn(1, k, m, device=device)
     square = torch.randn(DECOMPOSED, DECOMPOSED, device=device)
@@ -54,25 +57,29 @@ def measure_rates(device: torch.device | str = "cpu") -> Rates:
     collective, matrix = _book_keeping(device)
     return Rates(
         memory=memory,
-        products=2 * SIDE * SIDE * COLUMNS / beyond,
-        orthonormalise=4 * m * k * k / _median(lambda: orthonormal(factor), device),
-        svd=DECOMPOSED**3 / _median(lambda: torch.linalg.svd(square, full_matrices=False), device),
-        call=_median(lambda: [small.add(1.0) for _ in range(100)], device) / 100,
+        products=2 * SIDE * SIDE * (COLUMNS[1] - COLUMNS[0]) / beyond,
+        orthonormalise=orthonormalising(m, k) / _fastest(lambda: orthonormal(factor), device),
+        svd=DECOMPOSED**3 / _fastest(lambda: torch.linalg.svd(square, full_matrices=False), device),
+        call=_fastest(lambda: [small.add(1.0) for _ in range(100)], device) / 100,
         matrix=matrix,
         collective=collective,
     )
 
 
-def _median(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of some work, once it is warm."""
+def _product(turns: Iterator[Tensor], Q: Tensor) -> Tensor:
+    return times_rows(next(turns), Q)
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of some work, the least of several: whatever else the machine does can only add to it."""
     times = []
-    for _ in range(REPEATS + 2):
+    for _ in range(REPEATS):
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
+    return min(times)
 
 
 class _Alone(Exchange):
@@ -94,8 +101,8 @@ def _book_keeping(device: torch.device) -> tuple[float, float]:
         one.begin((matrix, Dense().rounds(matrix)) for matrix in _small_matrices(count, device))
         one.finish()
 
-    few = _median(lambda: step(1), device)
-    many = _median(lambda: step(SMALL + 1), device)
+    few = _fastest(lambda: step(1), device)
+    many = _fastest(lambda: step(SMALL + 1), device)
     matrix = max(many - few, 0.0) / SMALL
     return max(few - matrix, 0.0), matrix
 

@@ -13,11 +13,14 @@ from compress.plan import Assignment, Plan
 DDP_PASSES = 2
 """DDP reads every gradient and writes it into a bucket, whatever is sent."""
 
-IN_PLACE_PASSES = 3
-"""Over a payload that is reduced where it lies: to divide it (read, write), and to see that it is finite."""
+IN_PLACE_PASSES = 2.3
+"""Over a payload that is reduced where it lies: to divide it, and to see that it is finite."""
 
-FUSED_PASSES = 5
+FUSED_PASSES = 4.3
 """Over another: to join it to others (read, write), and the same."""
+
+GATHERED_PASSES = 1.2
+"""Over what an all-gather brings from each worker: to see that it is finite."""
 
 
 @dataclass(frozen=True)
@@ -124,4 +127,4 @@ def cost_of(assignment: Assignment, peers: int, network: Network, rates: Rates, 
 def _passes(payload: Payload, peers: int) -> float:
     if payload.collective is AllReduceMean:
         return IN_PLACE_PASSES if payload.in_place else FUSED_PASSES
-    return 2 + peers  # to join it to others, and to see that all that was gathered is finite
+    return 2 + GATHERED_PASSES * peers  # to join it to others first

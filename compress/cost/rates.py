@@ -12,18 +12,18 @@ class Rates:
     Plans are made from them on every worker, so they must be the same on all.
 
     Attributes:
-        memory: bytes per second of one pass over memory (bytes read plus bytes written).
+        memory: bytes per second of a copy that no cache holds, bytes read plus bytes written.
         products: flop/s of products of a large matrix with a thin one, in float32, beyond the pass over the large one.
-        orthonormalise: flop/s of orthonormal bases, counted as 4·m·k².
+        orthonormalise: flop/s of orthonormal bases, as `Work` counts them.
         svd: m·n·min(m, n) per second of singular value decompositions.
         call: seconds of an operation on a small tensor.
         matrix: seconds of book-keeping for each parameter.
         collective: seconds of book-keeping for each collective, without what the network takes.
     """
 
-    memory: float = 12e9
-    products: float = 60e9
-    orthonormalise: float = 8e9
+    memory: float = 15e9
+    products: float = 150e9
+    orthonormalise: float = 30e9
     svd: float = 1e9
     call: float = 4e-6
     matrix: float = 30e-6

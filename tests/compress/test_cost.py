@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import compress
 from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Work
+from compress.compressors.work import LIBRARY
 from compress.cost import (
     Network,
     Rates,
@@ -218,7 +219,7 @@ def test_arithmetic_is_counted_by_the_rates():
 def test_a_captured_layer_spares_its_own_product():
     products = replace(FREE, products=1.0)
     two, four = (predict(linear(256, 256, workers=s, compressor="dad"), SLOW, products).compute for s in (2, 4))
-    assert (two, four) == (2 * 256 * 256 * 8, 3 * 2 * 256 * 256 * 8)
+    assert four == 3 * two == 3 * LIBRARY * 2 * 256 * 256 * 8
 
 
 def test_methods_of_ones_own_take_two_passes_and_say_otherwise():
@@ -245,8 +246,8 @@ def test_rates_are_measured_and_plausible():
     rates = measure_rates()
     assert 1e8 < rates.memory < 1e12
     assert 1e9 < rates.products < 1e13
-    assert all(0 < value < math.inf for key, value in vars(rates).items() if key != "matrix")
-    assert 1e-7 < rates.call < rates.collective < 1e-1
+    assert all(0 < value < math.inf for key, value in vars(rates).items() if key not in ("matrix", "collective"))
+    assert 1e-7 < rates.call < 1e-1
 
 
 # --- where one overtakes another ------------------------------------------------------------------------------------
