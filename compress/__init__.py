@@ -13,6 +13,7 @@ from compress.audit import (
     measure_rank,
     measure_ranks,
 )
+from compress.auto import Auto
 from compress.bounds import Bounds, RankBound, TraceError, rank_bounds
 from compress.compressors import (
     BF16,
@@ -29,6 +30,7 @@ from compress.compressors import (
     TorchPowerSGD,
     make_compressor,
 )
+from compress.cost import Cost, Network, Rates, measure_rates, predict
 from compress.hook import register
 from compress.plan import Assignment, Plan
 from compress.planner import make_plan
@@ -61,15 +63,18 @@ __all__ = [
     "AuditRow",
     "AuditSettings",
     "AuditedPolicy",
+    "Auto",
     "BoundPolicy",
     "Bounds",
     "BrokenBoundError",
     "BudgetPolicy",
     "CompressionState",
     "Compressor",
+    "Cost",
     "Decision",
     "Dense",
     "FixedPolicy",
+    "Network",
     "NonePolicy",
     "Observation",
     "OraclePolicy",
@@ -79,6 +84,7 @@ __all__ = [
     "RankBound",
     "RankDAD",
     "RankMeasurement",
+    "Rates",
     "Situation",
     "Subspace",
     "TolerancePolicy",
@@ -91,6 +97,8 @@ __all__ = [
     "make_policy",
     "measure_rank",
     "measure_ranks",
+    "measure_rates",
+    "predict",
     "rank_bounds",
     "register",
     "reshard",

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from compress.audit.auditor import Auditor, OnAudit
 from compress.audit.settings import AuditSettings
 from compress.bounds import Bounds
+from compress.cost import Network
 from compress.exchange import Exchange
 from compress.peer import PeerState
 from compress.plan import Plan
@@ -28,6 +29,7 @@ def register(
     compressor: CompressorSpec | Sequence[CompressorSpec] | None = None,
     policy: PolicySpec = "none",
     bounds: Bounds | None = None,
+    network: Network | None = None,
     audit: AuditSettings | Mapping[str, Any] | None = None,
     on_audit: OnAudit | None = None,
     seed: int = 0,
@@ -46,6 +48,7 @@ def register(
         compressor: without a plan: a name, a mapping or an object, or several candidates.
         policy: without a plan: decides the ranks.
         bounds: without a plan: from `rank_bounds`.
+        network: without a plan: what candidates, or those of "auto", are chosen by; None for bytes on the wire.
         audit: how often to measure what was true, such as `{"every": 50}`; None for never.
         on_audit: called with the rows of each audited step, on every worker with the same rows.
         seed: of the random factors; the same on all workers.
@@ -77,7 +80,9 @@ def register(
     exchange = NodeExchange(group, local_group) if local_group is not None else Exchange(group)
     if plan is None:
         assert compressor is not None
-        plan = make_plan(model, compressor, policy, bounds=bounds, world_size=world_size, local_size=local_size)
+        plan = make_plan(
+            model, compressor, policy, bounds=bounds, world_size=world_size, local_size=local_size, network=network
+        )
     if not isinstance(plan, Plan):
         raise ValueError(f"plan is {plan!r}; it must come from make_plan. A compressor goes into compressor=")
     plan.check(model, world_size, local_size)

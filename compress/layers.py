@@ -1,5 +1,6 @@
 """What a compressor must know of each parameter: its shape, type, and the layer that owns it."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -37,6 +38,11 @@ class ParameterInfo:
     def matrix(self) -> tuple[int, int]:
         """(m, n) of the matrix view; a vector counts as 1 × n."""
         return matrix_shape(self.shape if self.is_matrix else (1, *self.shape, 1))
+
+    @property
+    def bytes(self) -> int:
+        """Of the gradient."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from compress.compressors import Compressor, Dense
-from compress.compressors.base import Fit, Sizing
+from compress.compressors.base import Fit, Sizing, Work
 from compress.exchange import ring_bytes
 from compress.layers import ParameterInfo, describe
 from compress.matrix import look_up
@@ -38,6 +38,7 @@ class Assignment:
         reason: how rank and method came about, in words.
         bound: the architecture's bound on the rank, None where unknown.
         decided: the policy's rank, None where it sets none or was not asked.
+        work: the method's arithmetic in a step.
         certified: whether the arithmetic is that of the gradient's type; False once autocast, TF32 or the like
             was seen, under which nothing is lossless for certain.
     """
@@ -49,6 +50,7 @@ class Assignment:
     bound: int | None
     decided: int | None = None
     certified: bool = True
+    work: Work = field(default_factory=Work)
 
     @property
     def method(self) -> str:
@@ -140,10 +142,14 @@ class Plan(Mapping[str, Assignment]):
     @property
     def dense(self) -> "Plan":
         """The same parameters, all sent dense."""
-        dense = Dense()
         return Plan(
             {
-                name: replace(assignment, compressor=dense, fit=fit_dense(assignment.info), reason="sent as it is")
+                name: replace(
+                    sent_dense(assignment.info),
+                    bound=assignment.bound,
+                    decided=assignment.decided,
+                    certified=assignment.certified,
+                )
                 for name, assignment in self.items()
             },
             self.world_size,
@@ -196,4 +202,11 @@ class Plan(Mapping[str, Assignment]):
 
 def fit_dense(info: ParameterInfo) -> Fit:
     """What dense sends for a parameter."""
-    return Dense().fit(Sizing(info, None, None, None))
+    return sent_dense(info).fit
+
+
+def sent_dense(info: ParameterInfo, reason: str = "sent as it is") -> Assignment:
+    """A parameter without compression."""
+    dense, sizing = Dense(), Sizing(info, None, None, None)
+    fit = dense.fit(sizing)
+    return Assignment(info, dense, fit, reason, None, work=dense.work(sizing, fit))

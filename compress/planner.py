@@ -1,19 +1,24 @@
 """The planner: asks the policy for ranks, and takes for each parameter the cheapest method that serves it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 from torch import nn
 
+from compress.auto import Auto, expand, is_auto
 from compress.bounds import Bounds
-from compress.compressors import Compressor, Dense, make_compressor
-from compress.compressors.base import Fit, Sizing, Unfit
+from compress.compressors import Compressor, make_compressor
+from compress.compressors.base import Fit, Sizing, Unfit, Work
+from compress.cost import Network, Rates, predict
+from compress.cost.predict import cost_of
 from compress.layers import ParameterInfo, describe
-from compress.plan import Assignment, Plan, fit_dense
+from compress.plan import Assignment, Plan, sent_dense
 from compress.policies import Decision, FixedPolicy, NonePolicy, Observation, Policy, Situation, make_policy
+from compress.spec import Spec
 
-CompressorSpec = str | Mapping[str, Any] | Compressor
+CompressorSpec = str | Mapping[str, Any] | Compressor | Auto
 PolicySpec = str | Mapping[str, Any] | Policy
 
 
@@ -28,6 +33,9 @@ class Planner:
         bounds: None where unknown.
         world_size: workers whose gradients are averaged.
         local_size: workers of a node.
+        lossless: whether matrices take lossless methods alone, save where the policy's rank is below the bound.
+        network: candidates are chosen by seconds on it; None to choose by bytes on the wire.
+        rates: of the workers' machines, for those seconds.
     """
 
     infos: Sequence[ParameterInfo]
@@ -36,6 +44,9 @@ class Planner:
     bounds: Bounds | None
     world_size: int
     local_size: int = 1
+    lossless: bool = False
+    network: Network | None = None
+    rates: Rates = field(default_factory=Rates)
 
     @property
     def adaptive(self) -> bool:
@@ -58,7 +69,22 @@ class Planner:
         situation = Situation(matrices, self.bounds, observed or {}, ranks or {}, self._bytes_at)
         decisions = self.policy.decide(situation)
         self._check_tolerances(decisions)
-        assignments = {info.name: self._assign(info, decisions.get(info.name)) for info in self.infos}
+        if self.network is None:
+            return self._planned(decisions, self.candidates)
+        # Latency is a step's and no matrix's: one matrix fewer saves none, one kind of collective fewer does.
+        found = [self._planned(decisions, chosen) for chosen in _subsets(self.candidates)]
+        network = self.network
+        return min(found, key=lambda plan: predict(plan, network, self.rates).seconds)
+
+    def _planned(self, decisions: Mapping[str, Decision], candidates: Sequence[Compressor]) -> Plan:
+        vectors = {info.name: self._assign(info, None, candidates) for info in self.infos if not info.is_matrix}
+        assignments = {
+            info.name: self._assign(info, decisions.get(info.name), candidates, vectors.get(info.bias or ""))
+            if info.is_matrix
+            else vectors[info.name]
+            for info in self.infos
+        }
+        matrices = [info for info in self.infos if info.is_matrix]
         for info in matrices:  # biases that travel with their layer's weight cost nothing of their own
             if info.bias is not None and assignments[info.name].compressor.captures:
                 assignments[info.bias] = replace(
@@ -66,6 +92,7 @@ class Planner:
                     compressor=assignments[info.name].compressor,
                     fit=Fit((), rank=1, lossless=True),
                     reason=f"comes with {info.name}",
+                    work=Work(),
                 )
         return Plan(assignments, self.world_size, self.local_size, self)
 
@@ -80,11 +107,17 @@ class Planner:
             )
 
     def _bytes_at(self, info: ParameterInfo, rank: int) -> float:
-        return self._assign(info, Decision(rank, "asked for")).bytes
+        return self._assign(info, Decision(rank, "asked for"), self.candidates).bytes
 
-    def _assign(self, info: ParameterInfo, decision: Decision | None) -> Assignment:
-        candidates = self.candidates
-        dense = Assignment(info, Dense(), fit_dense(info), "a vector, sent as it is", None)
+    def _assign(
+        self,
+        info: ParameterInfo,
+        decision: Decision | None,
+        candidates: Sequence[Compressor],
+        bias: Assignment | None = None,
+    ) -> Assignment:
+        """The cheapest way to send a parameter; `bias` is how that of its layer would be sent by itself."""
+        dense = sent_dense(info, "a vector, sent as it is")
         if 0 in info.shape:
             return replace(dense, reason="has no entries")
         if info.is_matrix and decision is not None:
@@ -99,24 +132,32 @@ class Planner:
             decision, sizing = Decision(None, "a vector"), Sizing(info, None, None, None)
             if not candidates:
                 return dense
+        only_lossless = self.lossless and (sizing.rank is None or sizing.rank >= (sizing.bound or sizing.rank + 1))
         options, refusals = [], []
         for candidate in candidates:
             fit = candidate.fit(sizing)
             if isinstance(fit, Unfit):
                 refusals.append(f"{candidate.kind}: {fit.reason}")
+            elif only_lossless and not fit.lossless:
+                refusals.append(f"{candidate.kind}: not lossless here")
             else:
-                options.append(
-                    Assignment(info, candidate, fit, fit.reason or decision.reason, sizing.bound, sizing.rank)
-                )
+                reason, work = fit.reason or decision.reason, candidate.work(sizing, fit)
+                options.append(Assignment(info, candidate, fit, reason, sizing.bound, sizing.rank, work=work))
 
-        def cost(assignment: Assignment) -> tuple[float, int]:
-            return assignment.wire_bytes(self.peers), assignment.bytes
+        def cost(assignment: Assignment) -> tuple[float, float]:
+            """Of what travels: the bias too, where it does not come with its layer's weight."""
+            sent = [assignment, bias] if bias is not None and not assignment.compressor.captures else [assignment]
+            if self.network is not None:
+                found = [cost_of(one, self.peers, self.network, self.rates, self.local_size) for one in sent]
+                return sum(one.seconds for one in found), 0
+            return sum(one.wire_bytes(self.peers) for one in sent), sum(one.bytes for one in sent)
 
         best = min(options, key=cost, default=None)
         if best is None:
-            return replace(dense, reason=f"sent as it is: {'; '.join(refusals)}")
+            return replace(dense, reason=f"sent as it is: {'; '.join(refusals) or 'so a step takes least time'}")
         if cost(dense) < cost(best):
-            return replace(dense, reason=f"sent as it is: {best.method} would cost more ({best.reason})")
+            more = "cost more" if self.network is None else "take longer"
+            return replace(dense, reason=f"sent as it is: {best.method} would {more} ({best.reason})")
         return best
 
 
@@ -128,6 +169,8 @@ def make_plan(
     bounds: Bounds | None = None,
     world_size: int,
     local_size: int = 1,
+    network: Network | None = None,
+    rates: Rates | None = None,
 ) -> Plan:
     """Decide how each gradient is sent.
 
@@ -136,21 +179,29 @@ def make_plan(
 
     Args:
         model: the network, wrapped in DistributedDataParallel or not; only shapes and types are read.
-        compressor: a compressor or several candidates: names, mappings or objects.
+        compressor: a compressor or several candidates: names, mappings or objects; "auto" for all methods that
+            lose nothing, or no more than a policy that sets ranks below the bound allows.
         policy: decides the ranks of methods that have one.
         bounds: from `rank_bounds`; without them nothing low-rank is certified lossless.
         world_size: workers whose gradients are averaged.
         local_size: workers of a node, for a two-level exchange; bytes are then those between nodes.
+        network: where there are several candidates, or "auto", they are chosen by the seconds that steps are
+            predicted to take on it, and not by bytes on the wire.
+        rates: of the workers' machines, for those seconds; alike on all workers. None for the defaults.
 
     Raises:
         ValueError: an unknown name or field; a ranked method without a policy that sets ranks; bounds
             made for another world size, or for another network; nodes that do not share the workers evenly,
             or a method that cannot serve two levels.
     """
-    candidates = _candidates(compressor)
-    policy = make_policy(policy)
     if world_size % local_size:
         raise ValueError(f"{world_size} workers cannot be {local_size} to a node; give a divisor of {world_size}")
+    policy = make_policy(policy)
+    auto = is_auto(compressor)
+    if auto:
+        candidates, policy = expand(policy, bounded=bounds is not None, local_size=local_size)
+    else:
+        candidates = _candidates(compressor)
     capturing = [candidate.kind for candidate in candidates if candidate.captures]
     if local_size > 1 and capturing:
         raise ValueError(
@@ -170,16 +221,21 @@ def make_plan(
     if bounds is not None:
         bounds.check_world_size(world_size)
         _check_same_network([info for info in infos if info.is_matrix], bounds)
-    return Planner(infos, candidates, policy, bounds, world_size, local_size).plan()
+    chosen_by = network if len(candidates) > 1 else None
+    return Planner(infos, candidates, policy, bounds, world_size, local_size, auto, chosen_by, rates or Rates()).plan()
 
 
 def _candidates(compressor: CompressorSpec | Sequence[CompressorSpec]) -> list[Compressor]:
-    if isinstance(compressor, (str, Mapping, Compressor)):
-        return [make_compressor(compressor)]
-    candidates = [make_compressor(item) for item in compressor]
+    given = [compressor] if isinstance(compressor, (str, Mapping, Spec)) else compressor
+    candidates = [make_compressor(item) for item in given if not isinstance(item, Auto)]
     if not candidates:
         raise ValueError("compressor is an empty list; give one candidate or more")
     return candidates
+
+
+def _subsets(candidates: Sequence[Compressor]) -> list[tuple[Compressor, ...]]:
+    """All choices among the candidates, those of few first."""
+    return [chosen for count in range(len(candidates) + 1) for chosen in combinations(candidates, count)]
 
 
 def _check_alone(method: Compressor, candidates: Sequence[Compressor], policy: Policy, local_size: int) -> None:

@@ -34,6 +34,7 @@ class Network:
 
     Attributes:
         title: what it is and what it is bounded for.
+        model: itself; on the meta device, if it is a built-in one.
         bounds: of all its matrices.
         itemsizes: bytes of a number, for each matrix that is trained.
         vectors: bytes of the gradients of biases and other vectors.
@@ -41,6 +42,7 @@ class Network:
     """
 
     title: str
+    model: nn.Module
     bounds: Bounds
     itemsizes: dict[str, int]
     vectors: int
@@ -133,6 +135,7 @@ def _network(title: str, model: nn.Module, bounds: Bounds, cells: tuple[str, ...
     vectors = [weight for weight in model.parameters() if weight.dim() < 2 and weight.requires_grad]
     return Network(
         title,
+        model,
         bounds,
         {name: weight.element_size() for name, weight in trained},
         sum(weight.numel() * weight.element_size() for weight in vectors),

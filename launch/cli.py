@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     _add_bound(commands)
+    _add_plan(commands)
 
     report = commands.add_parser("report", help="print a study's comparison and draw its figure")
     report.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="default: the one of the newest study")
@@ -86,21 +87,50 @@ def _add_bound(commands: Any) -> None:
         epilog=OWN_MODEL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    bound.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a study, for the networks of its cells")
-    bound.add_argument("--model", help="a built-in network (default: mlp), or package.module:function for your own")
-    bound.add_argument(
-        "--data", help="a data set, for shapes and loss: a built-in one (default: digits), or package.module:function"
-    )
-    bound.add_argument("--batch-size", type=int, help="samples of a step, over all workers (default: 128)")
-    bound.add_argument("--workers", type=int, help="workers that average their gradients (default: the study's, or 1)")
-    bound.add_argument("--accumulation-steps", type=int, help="backward passes of a step (default: the study's, or 1)")
-    _add_set(bound, "a setting of network, data or study, such as model.bottleneck=8; several allowed")
+    _add_network(bound)
     bound.add_argument("--all", action="store_true", help="a row for each matrix, however many layers are alike")
     bound.add_argument("--picture", type=Path, metavar="FILE", help="draw the bounds into a .png, .svg or .pdf file")
     output = bound.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     output.add_argument("--explain", metavar="LAYER", help="print how one bound came about; a part of a name will do")
     bound.set_defaults(command=_bound)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    """Options that name a network, its data and its workers."""
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a study, for the networks of its cells")
+    parser.add_argument("--model", help="a built-in network (default: mlp), or package.module:function for your own")
+    parser.add_argument(
+        "--data", help="a data set, for shapes and loss: a built-in one (default: digits), or package.module:function"
+    )
+    parser.add_argument("--batch-size", type=int, help="samples of a step, over all workers (default: 128)")
+    parser.add_argument("--workers", type=int, help="workers that average their gradients (default: the study's, or 1)")
+    parser.add_argument("--accumulation-steps", type=int, help="backward passes of a step (default: the study's, or 1)")
+    _add_set(parser, "a setting of network, data or study, such as model.bottleneck=8; several allowed")
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="print how each gradient of a network would be sent, and what a step would take",
+        description="Plan a network before it is trained: a method, a rank and bytes for every parameter, and all "
+        "methods side by side; with --bandwidth, predicted seconds, and where one method overtakes another.",
+        epilog=OWN_MODEL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_network(plan)
+    plan.add_argument("--compressor", default="auto", help="a name, or YAML as studies have it (default: auto)")
+    plan.add_argument(
+        "--policy", default="none", help="of the ranks, such as '{kind: fixed, rank: 4}' (default: the bounds)"
+    )
+    plan.add_argument("--bandwidth", help="between nodes, such as 25gbit or 1.5GB/s; plans then go by time, not bytes")
+    plan.add_argument("--latency", help="of a message between nodes, such as 20us (default: 0)")
+    plan.add_argument("--local-size", type=int, default=1, help="workers of a node (default: 1)")
+    plan.add_argument("--local-bandwidth", help="inside a node (default: 100gbit)")
+    plan.add_argument("--local-latency", help="of a message inside a node (default: 5us)")
+    plan.add_argument("--measure", action="store_true", help="take this machine's speed, not the default one")
+    plan.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    plan.set_defaults(command=_plan)
 
 
 def _add_data(commands: Any) -> None:
@@ -149,6 +179,31 @@ def _bound(options: argparse.Namespace, console: Console) -> int:
         bound_report.draw(networks, options.picture, each=options.all)
         if not options.json:
             console.print(f"Picture: {options.picture}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from compress import Rates, measure_rates
+    from launch import plan_command, plan_report
+    from launch.bound import Sizes, networks_of
+
+    question = plan_command.Question(
+        plan_command.read_spec("--compressor", options.compressor),
+        plan_command.read_spec("--policy", options.policy),
+        plan_command.read_links(options.bandwidth, options.latency, options.local_bandwidth, options.local_latency),
+        options.local_size,
+        measure_rates() if options.measure else Rates(),
+    )
+    sizes = Sizes(options.batch_size, options.workers, options.accumulation_steps)
+    networks = networks_of(options.config, options.model, options.data, sizes, options.overrides)
+    plan_command.check_nodes(networks, options.local_size)
+    answers = [plan_command.answer(network, question) for network in networks]
+    if options.json:
+        found = [plan_report.as_json(answer) for answer in answers]
+        print(json.dumps({"networks": found} if options.config else found[0], indent=2))  # noqa: T201
+        return 0
+    for answer in answers:
+        plan_report.print_answer(answer, console)
     return 0
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress import COMPRESSORS, POLICIES, AuditSettings, Compressor, NonePolicy, Policy
+from compress import COMPRESSORS, POLICIES, AuditSettings, Auto, Compressor, Network, NonePolicy, Policy
+from compress.cost.units import Bandwidth, Seconds
 from launch.kinds import OneOf
 from launch.own import OwnCompressor, OwnPolicy
 from models import DATA, MODELS, DataConfig, ModelConfig, OwnData, OwnModel
@@ -72,6 +73,9 @@ class ClusterSettings(Settings):
         backend: of torch.distributed; `auto` takes nccl where every worker has a GPU, else gloo.
         timeout_s: after which a collective that does not end fails its cell.
         start_timeout_s: after which workers that Ray has not placed fail all cells.
+        bandwidth: bits per second between workers (`25gbit`), by which several compressors, or `auto`, are chosen
+            from; None for bytes on the wire. Nothing but the plan hangs on it.
+        latency: seconds of a message between them (`20us`).
     """
 
     workers: Count = 2
@@ -80,6 +84,19 @@ class ClusterSettings(Settings):
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    bandwidth: Bandwidth | None = None
+    latency: Seconds = 0.0
+
+    @model_validator(mode="after")
+    def _latency_of_a_network(self) -> Self:
+        if self.latency and self.bandwidth is None:
+            raise ValueError("cluster.latency is given without cluster.bandwidth; give both, or leave both out")
+        return self
+
+    @property
+    def network(self) -> Network | None:
+        """What plans are made for; None where it is not known."""
+        return None if self.bandwidth is None else Network(bandwidth=self.bandwidth, latency=self.latency)
 
 
 class TrackingSettings(Settings):
@@ -100,8 +117,10 @@ class CellConfig(Settings):
     model: Annotated[ModelConfig, OneOf(MODELS, "model", own=OwnModel)]
     data: Annotated[DataConfig, OneOf(DATA, "data", own=OwnData)]
     compressor: Annotated[
-        tuple[Compressor | OwnCompressor, ...],
-        OneOf(COMPRESSORS, "compressor", several=True, own=OwnCompressor, spelt="package.module:Class"),
+        tuple[Compressor | OwnCompressor | Auto, ...],
+        OneOf(
+            {**COMPRESSORS, "auto": Auto}, "compressor", several=True, own=OwnCompressor, spelt="package.module:Class"
+        ),
     ]
     policy: Annotated[Policy | OwnPolicy, OneOf(POLICIES, "policy", own=OwnPolicy, spelt="package.module:Class")] = (
         NonePolicy()
@@ -135,7 +154,7 @@ class CellConfig(Settings):
         return self.train.batch_size // (self.cluster.workers * self.train.accumulation_steps)
 
     @property
-    def candidates(self) -> list[Compressor]:
+    def candidates(self) -> list[Compressor | Auto]:
         """The compressors, those of the user's own made."""
         return [given.build() if isinstance(given, OwnCompressor) else given for given in self.compressor]
 

@@ -48,7 +48,12 @@ def plan_cell(cell: Cell) -> PlannedCell:
     config = cell.config
     try:
         plan = make_plan(
-            network_of(cell), config.candidates, config.decider, bounds=bounds, world_size=config.cluster.workers
+            network_of(cell),
+            config.candidates,
+            config.decider,
+            bounds=bounds,
+            world_size=config.cluster.workers,
+            network=config.cluster.network,
         )
     except ValueError as error:
         raise UserError(f"{cell.name}: {error}") from error

@@ -18,7 +18,7 @@ import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.tracking import MlflowClient
 
-from compress import Compressor, Policy
+from compress.spec import Spec
 from launch.errors import UserError, first_line
 from launch.own import OwnSpec
 from launch.planning import PlannedCell, load
@@ -192,7 +192,7 @@ def cell_params(planned: PlannedCell) -> dict[str, str | float]:
     }
 
 
-def _named(spec: Compressor | Policy | OwnSpec) -> str:
+def _named(spec: Spec | OwnSpec) -> str:
     """A compressor or policy by its kind, and the settings that are not its defaults."""
     changed = spec.model_dump(exclude_defaults=True, exclude={"kind"})
     return " ".join([spec.kind, *(f"{key}={value}" for key, value in changed.items())])

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from compress.bounds.bases import Bases
 from compress.bounds.basis import Basis
-from compress.bounds.recipe import Sides
+from compress.bounds.recipe import Output, Sides, read
 from compress.compressors.orthonormal import Orthonormalise
+from compress.compressors.work import Work, orthonormalising
 from compress.exchange import AllGather, AllReduceMean, Request
 from compress.layers import ParameterInfo
 from compress.matrix import as_matrix
@@ -31,11 +32,13 @@ class Payload:
         collective: which one.
         numbers: how many.
         dtype: their type; None for the gradient's own.
+        in_place: whether it may be reduced where it lies; of the gradient's own type, in DDP's bucket.
     """
 
     collective: type[Request]
     numbers: int
     dtype: torch.dtype | None = None
+    in_place: bool = False
 
     def bytes(self, gradient: torch.dtype) -> int:
         """How many bytes one worker hands over, for a gradient of this type."""
@@ -90,6 +93,24 @@ class Projection:
     @property
     def sides(self) -> Sides:
         return self.bases.sides(self.linear)
+
+    def basis_work(self, side: Output, width: int) -> Work:
+        """What a basis of one side takes, in each step, of weights that are read from memory.
+
+        Counted is the last product of each of its parts: those before it are mostly a neighbour's last.
+        """
+        steps = self.bases.recipe.steps
+        rows = sum(steps[part].rows for part in side.parts)
+        flops = sum(
+            2 * steps[part].rows * width * steps[before].width
+            for part in side.parts
+            for before in steps[part].parts
+            if read(steps[part].how) is not None
+        )
+        # In float64, and so twice; more rows than columns are decomposed besides.
+        orthonormalise = 2 * orthonormalising(width, rows)
+        svd = 2 * rows**3 if rows > side.columns else 0
+        return Work(flops=flops, orthonormalise=orthonormalise, svd=svd, calls=25 * len(side.parts))
 
 
 @dataclass(frozen=True)
@@ -210,6 +231,10 @@ class Compressor(Spec, ABC):
     def rounds(self, matrix: Matrix) -> Rounds:
         """Average the gradient. Every worker yields requests of the same kinds and shapes in the same order."""
 
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        """Say how much arithmetic `rounds` does, for predictions of time; by default, two passes over the gradient."""
+        return Work(passes=2, calls=10)
+
     def local_gradient(self, matrix: Matrix) -> Tensor:
         """The true gradient of this worker, m × n (a vector as it is)."""
         return matrix.gradient
@@ -234,4 +259,5 @@ __all__ = [
     "Rounds",
     "Sizing",
     "Unfit",
+    "Work",
 ]

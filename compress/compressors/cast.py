@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
+from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit, Work
 
 
 class Cast(Compressor):
@@ -24,8 +24,11 @@ class Cast(Compressor):
         info = sizing.matrix
         if info.dtype.itemsize <= self.sent.itemsize:
             return Unfit(f"{info.dtype} takes no more bytes than {self.sent}")
-        payload = Payload(AllReduceMean, math.prod(info.shape), self.sent)
+        payload = Payload(AllReduceMean, math.prod(info.shape), self.sent, in_place=True)
         return Fit((payload,), rank=min(info.matrix), lossless=False, reason=f"cast to {self.sent}")
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        return Work(passes=3, calls=5)  # there and back, one side of each of half the size or so
 
     def rounds(self, matrix: Matrix) -> Rounds:
         gradient = matrix.gradients[matrix.info.name]

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compress.compressors.base import AllGather, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
+from compress.compressors.base import AllGather, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit, Work
 from compress.compressors.factors import (
     FACTORS,
     Beside,
@@ -15,6 +15,7 @@ from compress.compressors.factors import (
     mean_of,
     read_headers,
 )
+from compress.compressors.work import LIBRARY
 from compress.matrix import as_matrix
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,12 @@ class DAD(Compressor):
             columns=sizing.rows,
             reason=f"{sizing.rows} rows of inputs and adjoints from each worker",
         )
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        m, n = sizing.matrix.matrix
+        # The backward pass leaves out its own product; all workers' rows are multiplied in the end.
+        product = 0 if sizing.matrix.capture == "embedding" else LIBRARY * 2 * m * n * fit.columns
+        return Work(passes=5, flops=-product, flops_per_worker=product, calls=40)
 
     def rounds(self, matrix: Matrix) -> Rounds:
         info, gradient = matrix.info, matrix.gradient

@@ -16,8 +16,10 @@ from compress.compressors.base import (
     Rounds,
     Sizing,
     Unfit,
+    Work,
 )
 from compress.compressors.error_feedback import gather, keep_rest, remember, working_copy
+from compress.compressors.work import READ, READ_COLUMNS, SUBTRACT, WRITE, orthonormalising
 from compress.factor_products import expand, times_columns, times_rows
 
 
@@ -47,6 +49,16 @@ class PowerSGD(Compressor):
         columns = min(sizing.rank + (self.oversample if sizing.lossless else 0), m, n)
         payloads = (Payload(AllReduceMean, m * columns), Payload(AllReduceMean, n * columns))
         return Fit(payloads * self.iterations, rank=min(sizing.rank, m, n), lossless=sizing.lossless, columns=columns)
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        (m, n), k = sizing.matrix.matrix, fit.columns
+        products = 2 * self.iterations + (1 if fit.lossless else 2)
+        work = WRITE + Work(flops=products * 2 * m * n * k, calls=4)
+        for _ in range(self.iterations):
+            work = work + READ + READ_COLUMNS + Work(orthonormalise=orthonormalising(m, k), calls=8)
+        if not fit.lossless:  # adds the residual, and keeps the rest
+            work = work + SUBTRACT + Work(passes=2, calls=8)
+        return work
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.certified

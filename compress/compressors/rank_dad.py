@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from compress.compressors.base import AllGather, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
+from compress.compressors.base import AllGather, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit, Work
 from compress.compressors.dad import UNCAPTURED
 from compress.compressors.error_feedback import compute_dtype
 from compress.compressors.factors import (
@@ -19,6 +19,7 @@ from compress.compressors.factors import (
     read_headers,
 )
 from compress.compressors.subspace_iteration import subspace_iteration
+from compress.compressors.work import LIBRARY, orthonormalising
 from compress.matrix import as_matrix
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,23 @@ class RankDAD(Compressor):
         if lossless and sizing.bound is not None:
             rank = min(rank, sizing.bound)
         return Fit((Payload(AllGather, numbers),), rank=rank, lossless=lossless, columns=columns)
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        (m, n), r, rows = sizing.matrix.matrix, fit.columns, sizing.rows or 0
+        k = min(r + self.oversample, m, n)
+        saved, expanded = LIBRARY * 2 * m * n * rows, LIBRARY * 2 * m * n * r
+        if rows <= r:  # they are sent as they are
+            return Work(passes=5, flops=-saved, flops_per_worker=expanded, calls=40)
+        # Exact ones settle with the second iteration.
+        iterations = min(self.iterations, 2) if fit.lossless and self.tolerance > 0 else self.iterations
+        return Work(
+            passes=5,
+            flops=LIBRARY * (4 * rows * iterations + 2 * r) * (m + n) * k - saved,
+            flops_per_worker=expanded,
+            orthonormalise=orthonormalising(m * iterations + n, k),
+            svd=k**3,
+            calls=50 + 10 * iterations,
+        )
 
     def rounds(self, matrix: Matrix) -> Rounds:
         info, dtype = matrix.info, matrix.gradient.dtype

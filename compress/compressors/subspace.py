@@ -19,8 +19,10 @@ from compress.compressors.base import (
     Rounds,
     Sizing,
     Unfit,
+    Work,
 )
 from compress.compressors.error_feedback import gather, keep, remember
+from compress.compressors.work import READ, READ_COLUMNS, WRITE, orthonormalising
 from compress.exchange import Request
 from compress.factor_products import expand, times_columns, times_rows
 
@@ -85,6 +87,22 @@ class Subspace(Compressor):
             reason=f"{'near ' if projection.linear else ''}spaces from the weights: {known}",
             projection=projection,
         )
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        assert fit.projection is not None  # as `fit` gives it
+        (m, n), sides = sizing.matrix.matrix, fit.projection.sides
+        work = Work(calls=25)
+        for side, width in zip(sides, (n, m), strict=True):
+            if side is not None:
+                work = work + fit.projection.basis_work(side, width)
+        # One side's product reads the gradient, and the last one writes it; both have the fewest columns there are.
+        narrow = max(side.columns for side in sides if side is not None)
+        project = (READ if sides.inputs is not None else READ_COLUMNS) + WRITE + Work(flops=4 * m * n * narrow)
+        if fit.lossless:
+            return work + project
+        # The remainder's directions: their products, what is kept, what is delivered.
+        follow = Work(flops=6 * m * n * fit.columns, orthonormalise=orthonormalising(max(m, n), fit.columns), calls=40)
+        return work + project + READ_COLUMNS + WRITE + WRITE + WRITE + Work(passes=8) + follow
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.fit.lossless

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
+from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit, Work
 from compress.compressors.error_feedback import gather, keep, working_copy
 
 
@@ -27,12 +27,16 @@ class SVD(Compressor):
 
     def fit(self, sizing: Sizing) -> Fit | Unfit:
         m, n = sizing.matrix.matrix
-        dense = (Payload(AllReduceMean, m * n),)
+        dense = (Payload(AllReduceMean, m * n, in_place=True),)
         if sizing.tolerance is not None:
             return Fit(dense, rank=min(m, n), lossless=False, tolerance=sizing.tolerance)
         if sizing.rank is None:
             return Unfit("svd needs a rank; use policy 'fixed' or 'bound', or a tolerance: 'oracle'")
         return Fit(dense, rank=min(sizing.rank, m, n), lossless=sizing.lossless)
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        m, n = sizing.matrix.matrix
+        return Work(passes=10, flops=2 * m * n * fit.rank, svd=m * n * min(m, n), calls=15)
 
     def feeds_back(self, matrix: Matrix) -> bool:
         return not matrix.certified

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit
+from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit, Work
+from compress.compressors.work import orthonormalising
 
 
 class TorchPowerSGD(Compressor):
@@ -44,6 +45,11 @@ class TorchPowerSGD(Compressor):
             return Unfit(f"PyTorch compresses what becomes more than {self.min_compression_rate:g} times smaller")
         payloads = (Payload(AllReduceMean, m * columns), Payload(AllReduceMean, n * columns))
         return Fit(payloads, rank=columns, lossless=False, columns=columns)
+
+    def work(self, sizing: Sizing, fit: Fit) -> Work:
+        (m, n), k = sizing.matrix.matrix, fit.columns
+        # Copies of the bucket and of its residual, and products that go against the layout of the gradient.
+        return Work(passes=24, flops=6 * m * n * k, orthonormalise=orthonormalising(m, k), calls=30)
 
     def rounds(self, matrix: Matrix) -> Rounds:
         raise NotImplementedError("torch_powersgd takes whole buckets; compress.register carries it out")
