@@ -61,6 +61,14 @@ def test_a_table_tells_the_plan_and_all_methods_side_by_side(capsys):
     assert "as if nothing overlapped" in out
 
 
+def test_the_example_of_the_documentation_prints_what_it_says(capsys):
+    text = (QUICKSTART.parents[1] / "docs" / "cost.md").read_text()
+    (command,) = re.findall(r"^gradrank plan (.*)$", text, flags=re.MULTILINE)
+    (shown,) = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
+    printed = [line.rstrip() for line in well(capsys, *command.split()).splitlines()]
+    assert [line for line in shown.splitlines() if line.strip("─ ") and line not in printed] == []
+
+
 def test_json_holds_what_the_tables_tell(capsys):
     found = json.loads(well(capsys, "--model", "nets:make", "--workers", "2", *LINKS, "--json"))
     assert (found["world_size"], found["local_size"]) == (2, 1)
