@@ -311,7 +311,7 @@ def near(rank, dtype, steps):
         ddp.zero_grad()
         F.mse_loss(ddp(x), target).backward()
     finite = all(gradient.isfinite().all() and gradient.dtype == dtype for gradient in grads(ddp).values())
-    errors = [row.compression_error for row in state.audits if row.method == "subspace"]
+    errors = [row.compression_error for row in state.audit_rows() if row.method == "subspace"]
     return (
         [assignment.lossless for assignment in assignments],
         finite,
