@@ -41,6 +41,8 @@ SUMMARY = {
     "accuracy",
     "information_loss",
     "compression_error",
+    "unavoidable_error",
+    "iteration_error",
     "train_loss",
     "bytes_per_step",
     "wire_bytes_per_step",
@@ -59,7 +61,15 @@ SUMMARY = {
     "initial_accuracy",
     "seconds",
 }
-STEPPED = {"train/loss", "eval/loss", "eval/accuracy", "audit/information_loss", "audit/measured_rank"}
+AUDITED = (
+    "information_loss",
+    "compression_error",
+    "unavoidable_error",
+    "measured_rank",
+    "bound_violations",
+    "plan_bytes",
+)
+STEPPED = {"train/loss", "eval/loss", "eval/accuracy", *(f"audit/{name}" for name in AUDITED)}
 
 STUDY = {
     "name": "small",
