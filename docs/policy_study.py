@@ -95,14 +95,16 @@ def of_factors(rows: pd.DataFrame, dense: float) -> float:
 
 
 def errors(rows: pd.DataFrame) -> "pd.Series[float]":
-    """The compression error of each audited step, all compressed matrices together."""
-    rows = rows[rows["compressed"]]
+    """The compression error of each audited step, all compressed matrices together: 0 where all were sent dense."""
+    if not rows["compressed"].any():
+        return pd.Series(dtype=float)
     sums = (
         rows.assign(error=rows["input_error_norm"] ** 2, size=rows["input_norm"] ** 2)
-        .groupby("step")[["error", "size"]]
+        .where(rows["compressed"], 0.0)
+        .groupby(rows["step"])[["error", "size"]]
         .sum()
     )
-    found: pd.Series[float] = (sums["error"] / sums["size"]) ** 0.5
+    found: pd.Series[float] = (sums["error"] / sums["size"].clip(lower=1e-300)) ** 0.5
     return found
 
 

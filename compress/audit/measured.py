@@ -9,8 +9,8 @@ from compress.audit.measures import RankMeasurement
 from compress.audit.rank import measure_rank
 from compress.audit.row import ratio
 
-AFFORDABLE = 2.5e9
-"""m·n·min(m, n) up to which all singular values are found: 0.3 s or so on one core. Beyond, matrices are sketched."""
+AFFORDABLE = 4e8
+"""m·n·min(m, n) up to which all singular values are found: 40 ms or so on one core. Beyond, matrices are sketched."""
 
 _UNKNOWN = -1.0
 

@@ -33,6 +33,10 @@ DECOMPOSED = 128
 SMALL = 64
 REPEATS = 9
 
+IN_A_STEP = 1.6
+"""How many times as long things take in a step as at their fastest alone: caches hold what the backward pass left, and
+workers of one machine wait for memory, and for each other (`benchmarks/cost_model.py`, the median over methods)."""
+
 
 def measure_rates(device: torch.device | str = "cpu") -> Rates:
     """Time what methods do on this machine, by the fastest of several times.
@@ -55,7 +59,7 @@ def measure_rates(device: torch.device | str = "cpu") -> Rates:
     square = torch.randn(DECOMPOSED, DECOMPOSED, device=device)
     small = torch.ones(SMALL, device=device)
     collective, matrix = _book_keeping(device)
-    return Rates(
+    alone = Rates(
         memory=memory,
         products=2 * SIDE * SIDE * (COLUMNS[1] - COLUMNS[0]) / beyond,
         orthonormalise=orthonormalising(m, k) / _fastest(lambda: orthonormal(factor), device),
@@ -64,6 +68,7 @@ def measure_rates(device: torch.device | str = "cpu") -> Rates:
         matrix=matrix,
         collective=collective,
     )
+    return alone.slowed(IN_A_STEP)
 
 
 def _product(turns: Iterator[Tensor], Q: Tensor) -> Tensor:

@@ -29,6 +29,18 @@ class Rates:
     matrix: float = 30e-6
     collective: float = 60e-6
 
+    def slowed(self, times: float) -> "Rates":
+        """The same machine where everything takes so many times as long."""
+        return Rates(
+            memory=self.memory / times,
+            products=self.products / times,
+            orthonormalise=self.orthonormalise / times,
+            svd=self.svd / times,
+            call=self.call * times,
+            matrix=self.matrix * times,
+            collective=self.collective * times,
+        )
+
     def seconds(self, work: Work, size: int, itemsize: int, peers: int) -> float:
         """Seconds of a method's arithmetic for a gradient of so many bytes, of numbers of so many bytes each."""
         slower = max(1.0, itemsize / 4)

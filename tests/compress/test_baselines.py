@@ -274,7 +274,7 @@ def peer_steps(rank, steps, width, bucket_mb, at_rank, spec):
     plan = compress.make_plan(ddp, spec, {"kind": "fixed", "rank": at_rank}, world_size=WORKERS)
     state = compress.register(ddp, plan, audit={"every": 2})
     buckets, handed, deviations, counted = set(), [0], [], []
-    original, all_reduce = state.on_bucket, dist.all_reduce
+    original, all_reduce, gather = state.on_bucket, dist.all_reduce, dist.all_gather_single
 
     def watched(bucket):
         buckets.add(bucket.index())
@@ -283,11 +283,15 @@ def peer_steps(rank, steps, width, bucket_mb, at_rank, spec):
             handed[0] += tensor.numel() * tensor.element_size()
             return all_reduce(tensor, *args, **kwargs)
 
-        dist.all_reduce = spy
+        def spy_on_audits(output, tensor, *args, **kwargs):
+            handed[0] += tensor.numel() * tensor.element_size()
+            return gather(output, tensor, *args, **kwargs)
+
+        dist.all_reduce, dist.all_gather_single = spy, spy_on_audits
         try:
             return original(bucket)
         finally:
-            dist.all_reduce = all_reduce
+            dist.all_reduce, dist.all_gather_single = all_reduce, gather
 
     state.on_bucket = watched
     for step in range(steps):
