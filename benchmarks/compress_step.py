@@ -1,4 +1,4 @@
-"""Claim: compression costs a fraction of PyTorch's PowerSGD hook, and less than sending dense even on loopback.
+"""Claim: compression costs a fraction of PyTorch's PowerSGD hook, and at low ranks less than dense even on loopback.
 
 Two processes on one machine, gloo, one thread each. Every method has a network of its own in both processes, and
 the methods take turns, one step each, so that noise meets all alike; times are medians over the rounds. Sets:

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 
 from launch.report import read_cells
@@ -180,12 +181,14 @@ def draw(cells: pd.DataFrame) -> None:
             front = pareto(means.drop(index=[name for name in methods if name.startswith("svd")]), measure, better)
             axes.plot(front["share"], front[measure], color="0.6", linewidth=1, zorder=1)
             axes.set_xscale("log")
+            axes.set_xticks([0.05, 0.1, 0.2, 0.5, 1.0], ["0.05", "0.1", "0.2", "0.5", "1"])
+            axes.minorticks_off()
+            axes.set_xlim(0.05, 1.3)
             axes.set_xlabel("wire bytes, of dense's")
             axes.grid(alpha=0.3)
-            if line == 0:
-                axes.set_title(network, fontsize=8)
-            else:
-                axes.set_yscale("log")
+            if measure == "accuracy":
+                axes.set_title(network, fontsize=9)
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=2))
         panels[0, 0].set_ylabel("held-out accuracy")
         panels[1, 0].set_ylabel("training loss")
     handles, labels = panels[0, 0].get_legend_handles_labels()
