@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compress.compressors.base import AllReduceMean, Compressor, Fit, Matrix, Payload, Rounds, Sizing, Unfit, Work
 from compress.compressors.error_feedback import gather, keep, working_copy
+from compress.tails import rank_within
 
 
 class SVD(Compressor):
@@ -50,16 +51,9 @@ class SVD(Compressor):
         U, S, Vh = torch.linalg.svd(mean, full_matrices=False)
         rank = matrix.fit.rank
         if matrix.fit.tolerance is not None:
-            rank = rank_within(S, matrix.fit.tolerance)
+            rank = rank_within(S.double().tolist(), matrix.fit.tolerance)
             matrix.memory["rank"] = torch.tensor(rank)
         delivered: Tensor = (U[:, :rank] * S[:rank]) @ Vh[:rank]
         if keeps:
             keep(matrix, mean - delivered)
         return {matrix.info.name: delivered}
-
-
-def rank_within(S: Tensor, tolerance: float) -> int:
-    """The least r with √(Σ_{i>r} σ_i²) ≤ tolerance · √(Σ σ_i²), from all singular values, descending."""
-    energy = S.to(torch.float64).square()
-    tails = energy.flip(0).cumsum(0).flip(0)  # tails[r] is what rank r leaves
-    return int((tails > tolerance**2 * tails[0]).sum())

@@ -53,7 +53,7 @@ class Observation:
     compression_error: float
 
 
-def _unlimited(matrix: ParameterInfo, rank: int) -> float:
+def _factor_bytes(matrix: ParameterInfo, rank: int) -> float:
     """Bytes of a matrix's factors, whatever the method."""
     return float(sum(matrix.matrix) * rank * matrix.dtype.itemsize)
 
@@ -74,7 +74,7 @@ class Situation:
     bounds: Bounds | None = None
     observed: Mapping[str, Sequence[Observation]] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
-    bytes_at: Callable[[ParameterInfo, int], float] = _unlimited
+    bytes_at: Callable[[ParameterInfo, int], float] = _factor_bytes
 
 
 class Policy(Spec, ABC):

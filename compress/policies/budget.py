@@ -9,7 +9,8 @@ from compress.layers import ParameterInfo
 from compress.policies.base import Decision, Policy, Situation
 from compress.policies.ceiling import ceiling
 from compress.policies.sharing import Option, share
-from compress.policies.spectra import above_noise, tails
+from compress.policies.spectra import above_noise
+from compress.tails import tails
 
 
 class BudgetPolicy(Policy):

@@ -2,15 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 
 from compress.policies.base import Observation
-
-
-def tails(spectrum: Sequence[float], norm: float) -> list[float]:
-    """Σ_{i>r} σ_i² for r = 0, 1, …, len(spectrum), from ‖·‖_F and the singular values that were found."""
-    held = accumulate((value**2 for value in spectrum), initial=0.0)
-    return [max(0.0, norm**2 - energy) for energy in held]
+from compress.tails import tails
 
 
 def above_noise(seen: Observation, limit: int) -> list[float]:
@@ -24,12 +18,6 @@ def above_noise(seen: Observation, limit: int) -> list[float]:
         return found
     rest = math.sqrt(tails(found, seen.gradient_norm)[-1] / missing)
     return found + [min([rest, *found[-1:]])] * missing
-
-
-def rank_within(spectrum: Sequence[float], norm: float, tolerance: float) -> int:
-    """The least r with √(Σ_{i>r} σ_i²) ≤ tolerance · ‖·‖_F, of a matrix that is sent once."""
-    left = tails(spectrum, norm)
-    return next((rank for rank, tail in enumerate(left) if tail <= (tolerance * norm) ** 2), len(spectrum))
 
 
 def steady_rank(spectrum: Sequence[float], most: float) -> int:

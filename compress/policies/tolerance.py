@@ -8,7 +8,8 @@ from pydantic import Field
 
 from compress.policies.base import Decision, Observation, Policy, Situation
 from compress.policies.ceiling import ceiling
-from compress.policies.spectra import above_noise, rank_within, steady_rank
+from compress.policies.spectra import above_noise, steady_rank
+from compress.tails import rank_within
 
 
 class TolerancePolicy(Policy):
@@ -60,7 +61,7 @@ class TolerancePolicy(Policy):
         )
         reason = f"step {seen[-1].step} needed {wanted}"
         if self._is_bad(seen[-1]):
-            within = rank_within(seen[-1].input_spectrum, seen[-1].input_norm, target)
+            within = rank_within(seen[-1].input_spectrum, target, seen[-1].input_norm)
             wanted, reason = max(wanted, now + 1, within), f"{seen[-1].compression_error:.2g} at step {seen[-1].step}"
         if wanted >= now:
             return min(wanted, most), reason
