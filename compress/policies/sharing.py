@@ -1,7 +1,12 @@
 """A budget shared among matrices so that the error that is left is least: a multiple-choice knapsack."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+_ALIKE = 1e-9
+"""Rates that differ by less are alike: roundoff shall not join two small steps to one that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,7 @@ class _Step:
     matrix: int
     end: Option
     bytes: float
-    gain: float
-
-    @property
-    def rate(self) -> float:
-        return self.gain / self.bytes
+    rate: float
 
 
 def share(matrices: Sequence[Sequence[Option]], budget: float) -> Shared:
@@ -90,12 +91,18 @@ def _front(options: Sequence[Option]) -> list[Option]:
 
 
 def _steps(matrix: int, front: Sequence[Option]) -> list[_Step]:
-    """The sides of the front's lower convex hull; their gains per byte fall."""
+    """The sides of the front's lower convex hull, as short as can be; their gains per byte do not rise."""
+    corners = [front[0]]
+    for option in front[1:]:
+        while len(corners) > 1 and _rate(*corners[-2:]) < (1 - _ALIKE) * _rate(corners[-1], option):
+            corners.pop()
+        corners.append(option)
     steps: list[_Step] = []
-    for before, end in zip(front, front[1:], strict=False):
-        step = _Step(matrix, end, end.bytes - before.bytes, before.left - end.left)
-        while steps and steps[-1].rate <= step.rate:
-            last = steps.pop()
-            step = _Step(matrix, end, step.bytes + last.bytes, step.gain + last.gain)
-        steps.append(step)
+    for before, end in pairwise(corners):
+        rate = min(_rate(before, end), steps[-1].rate if steps else math.inf)
+        steps.append(_Step(matrix, end, end.bytes - before.bytes, rate))
     return steps
+
+
+def _rate(before: Option, end: Option) -> float:
+    return (before.left - end.left) / (end.bytes - before.bytes)
