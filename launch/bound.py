@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Network:
+class BoundedNetwork:
     """A network and its bounds.
 
     Attributes:
@@ -51,7 +51,7 @@ class Network:
 
 def networks_of(
     config: Path | None, model: str | None, data: str | None, sizes: Sizes, overrides: Sequence[str]
-) -> list[Network]:
+) -> list[BoundedNetwork]:
     """The networks of a study file, or a built-in one, or one of the user's own code.
 
     Raises:
@@ -73,7 +73,7 @@ def networks_of(
     return [_built_in(model or "mlp", data or "digits", sizes, overrides)]
 
 
-def _built_in(model: str, data: str, sizes: Sizes, overrides: Sequence[str]) -> Network:
+def _built_in(model: str, data: str, sizes: Sizes, overrides: Sequence[str]) -> BoundedNetwork:
     if model not in MODELS and not is_own(model):
         raise UserError(
             f"--model: found {model!r}; allowed are {', '.join(MODELS)}, or package.module:function for a network of "
@@ -91,7 +91,7 @@ def _built_in(model: str, data: str, sizes: Sizes, overrides: Sequence[str]) -> 
     return _cell_network(single_cell(values, overrides))
 
 
-def _study(path: Path, sizes: Sizes, overrides: Sequence[str]) -> list[Network]:
+def _study(path: Path, sizes: Sizes, overrides: Sequence[str]) -> list[BoundedNetwork]:
     keys = {"batch_size": "train", "workers": "cluster", "accumulation_steps": "train"}
     given = [f"{keys[key]}.{key}={value}" for key, value in sizes._asdict().items() if value is not None]
     alike: dict[object, list[Cell]] = {}
@@ -107,14 +107,14 @@ def _likeness(cell: Cell) -> object:
     return config.model, config.data, train.dtype, train.batch_size, train.accumulation_steps, config.cluster.workers
 
 
-def _cell_network(cell: Cell, cells: tuple[str, ...] = ()) -> Network:
+def _cell_network(cell: Cell, cells: tuple[str, ...] = ()) -> BoundedNetwork:
     config = cell.config
     title = f"{_knobs(config.model)} on {_knobs(config.data)}: {_counted(config.train.batch_size, 'sample')}"
     bounds = bound_cell(cell)
     return _network(f"{title}, {_passes(bounds)}", network_of(cell), bounds, cells)
 
 
-def _own(given: str, sizes: Sizes) -> Network:
+def _own(given: str, sizes: Sizes) -> BoundedNetwork:
     for option, count in (("--workers", sizes.workers), ("--accumulation-steps", sizes.accumulation_steps)):
         if count is not None and count < 1:
             raise UserError(f"{option}: found {count}; allowed is 1 or more")
@@ -130,10 +130,10 @@ def _own(given: str, sizes: Sizes) -> Network:
     return _network(f"{given}: {_passes(bounds)}", model, bounds)
 
 
-def _network(title: str, model: nn.Module, bounds: Bounds, cells: tuple[str, ...] = ()) -> Network:
+def _network(title: str, model: nn.Module, bounds: Bounds, cells: tuple[str, ...] = ()) -> BoundedNetwork:
     trained = [(name, weight) for name, weight in named_matrices(unwrapped(model)) if weight.requires_grad]
     vectors = [weight for weight in model.parameters() if weight.dim() < 2 and weight.requires_grad]
-    return Network(
+    return BoundedNetwork(
         title,
         model,
         bounds,

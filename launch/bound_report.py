@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from launch.bound import Network
+from launch.bound import BoundedNetwork
 from launch.bound_rows import Row, rows_of
 from launch.errors import UserError
 
@@ -28,7 +28,7 @@ MOST_NAMES = 8
 """Names of layers that an error lists."""
 
 
-def print_tables(networks: Sequence[Network], console: Console, *, each: bool) -> None:
+def print_tables(networks: Sequence[BoundedNetwork], console: Console, *, each: bool) -> None:
     """Print each network's table, its totals, and what the bounds do not know."""
     for network in networks:
         rows = trained_rows(network, each=each)
@@ -109,14 +109,14 @@ def _letter(number: int) -> str:
     return (_letter(before - 1) if before else "") + chr(ord("a") + last)
 
 
-def as_json(networks: Sequence[Network]) -> dict[str, Any]:
+def as_json(networks: Sequence[BoundedNetwork]) -> dict[str, Any]:
     """One network's bounds and bytes; of a study all networks, with the cells that share them."""
     if networks[0].cells:
         return {"networks": [{"title": n.title, "cells": list(n.cells), **_one_json(n)} for n in networks]}
     return _one_json(networks[0])
 
 
-def _one_json(network: Network) -> dict[str, Any]:
+def _one_json(network: BoundedNetwork) -> dict[str, Any]:
     found = network.bounds.to_dict()
     rows = {row.label: row for row in trained_rows(network, each=True)}
     for name, bound in found["bounds"].items():
@@ -130,7 +130,7 @@ def _one_json(network: Network) -> dict[str, Any]:
     return found
 
 
-def print_paths(networks: Sequence[Network], layer: str, console: Console) -> None:
+def print_paths(networks: Sequence[BoundedNetwork], layer: str, console: Console) -> None:
     """Print how a layer's bound came about, in each network that has the layer.
 
     Raises:
@@ -149,7 +149,7 @@ def print_paths(networks: Sequence[Network], layer: str, console: Console) -> No
         console.print()
 
 
-def _meant(network: Network, layer: str) -> list[str]:
+def _meant(network: BoundedNetwork, layer: str) -> list[str]:
     """The parameter of this name, or the one that has this in its name."""
     if layer in network.bounds:
         return [layer]
@@ -173,7 +173,7 @@ def check_picture(path: Path) -> None:
         raise UserError(f"--picture {path}: found ending {path.suffix!r}; allowed are {', '.join(PICTURES)}")
 
 
-def draw(networks: Sequence[Network], path: Path, *, each: bool) -> None:
+def draw(networks: Sequence[BoundedNetwork], path: Path, *, each: bool) -> None:
     """Draw all networks' bounds into one picture.
 
     Raises:
@@ -188,7 +188,7 @@ def draw(networks: Sequence[Network], path: Path, *, each: bool) -> None:
         raise UserError(f"--picture {path}: cannot be written: {error.strerror}; give another path") from error
 
 
-def trained_rows(network: Network, *, each: bool) -> list[Row]:
+def trained_rows(network: BoundedNetwork, *, each: bool) -> list[Row]:
     """The rows of the matrices that are trained."""
     trained = {name: bound for name, bound in network.bounds.items() if name in network.itemsizes}
     return rows_of(trained, network.itemsizes, each=each)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from compress import Cost, Network, Plan, Rates, make_plan, predict
 from compress.cost import break_even_bandwidth, break_even_workers
-from launch.bound import Network as Bounded
+from launch.bound import BoundedNetwork
 from launch.errors import UserError
 
 METHODS = ("dense", "powersgd", "subspace", "dad", "rank_dad")
@@ -49,7 +49,7 @@ class Answer:
         refused: by name, why a method has no plan.
     """
 
-    network: Bounded
+    network: BoundedNetwork
     question: Question
     plan: Plan
     beside: Mapping[str, Plan]
@@ -91,7 +91,7 @@ class Answer:
         return {(name, best): break_even_workers(self.beside[name], self.beside[best], cost) for name in gathering}
 
 
-def answer(network: Bounded, question: Question) -> Answer:
+def answer(network: BoundedNetwork, question: Question) -> Answer:
     """Plan a network as asked, and by each method alone.
 
     Raises:
@@ -162,7 +162,7 @@ def read_spec(option: str, text: str) -> Any:
     return value
 
 
-def check_nodes(networks: Sequence[Bounded], local_size: int) -> None:
+def check_nodes(networks: Sequence[BoundedNetwork], local_size: int) -> None:
     """Refuse nodes that do not share the workers evenly.
 
     Raises:
