@@ -13,8 +13,8 @@ from compress.audit import (
     measure_rank,
     measure_ranks,
 )
-from compress.auto import Auto
 from compress.bounds import Bounds, RankBound, TraceError, rank_bounds
+from compress.candidates import Auto
 from compress.compressors import (
     BF16,
     COMPRESSORS,

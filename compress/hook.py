@@ -13,11 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from compress.audit.auditor import Auditor, OnAudit
 from compress.audit.settings import AuditSettings
 from compress.bounds import Bounds
+from compress.candidates import CompressorSpec
 from compress.cost import Network
 from compress.exchange import Exchange
 from compress.peer import PeerState
 from compress.plan import Plan
-from compress.planner import CompressorSpec, PolicySpec, make_plan
+from compress.planner import PolicySpec, make_plan
 from compress.state import CompressionState
 from compress.two_level import NodeExchange
 

@@ -7,19 +7,26 @@ from typing import Any
 
 from torch import nn
 
-from compress.auto import Auto, expand, is_auto
 from compress.bounds import Bounds
-from compress.compressors import Compressor, make_compressor
+from compress.candidates import CompressorSpec, check_candidates, expand, is_auto, read_candidates
+from compress.compressors import Compressor
 from compress.compressors.base import Fit, Sizing, Unfit, Work
 from compress.cost import Network, Rates, predict
 from compress.cost.predict import cost_of
 from compress.layers import ParameterInfo, describe
 from compress.plan import Assignment, Plan, sent_dense
-from compress.policies import Decision, FixedPolicy, NonePolicy, Observation, Policy, Situation, make_policy
-from compress.spec import Spec
+from compress.policies import Decision, Observation, Policy, Situation, make_policy
 
-CompressorSpec = str | Mapping[str, Any] | Compressor | Auto
 PolicySpec = str | Mapping[str, Any] | Policy
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How one parameter can be sent: dense, or by candidates that serve it; and why others do not."""
+
+    dense: Assignment
+    options: Sequence[Assignment] = ()
+    refusals: Sequence[tuple[Compressor, str]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,32 +76,13 @@ class Planner:
         situation = Situation(matrices, self.bounds, observed or {}, ranks or {}, self._bytes_at)
         decisions = self.policy.decide(situation)
         self._check_tolerances(decisions)
-        if self.network is None:
-            return self._planned(decisions, self.candidates)
-        # Latency is a step's and no matrix's: one matrix fewer saves none, one kind of collective fewer does.
-        found = [self._planned(decisions, chosen) for chosen in _subsets(self.candidates)]
+        ways = {info.name: self._ways(info, decisions.get(info.name)) for info in self.infos}
         network = self.network
+        if network is None:
+            return self._planned(ways, self.candidates)
+        # Latency is a step's and no matrix's: one matrix fewer saves none, one kind of collective fewer does.
+        found = [self._planned(ways, chosen) for chosen in _subsets(self.candidates)]
         return min(found, key=lambda plan: predict(plan, network, self.rates).seconds)
-
-    def _planned(self, decisions: Mapping[str, Decision], candidates: Sequence[Compressor]) -> Plan:
-        vectors = {info.name: self._assign(info, None, candidates) for info in self.infos if not info.is_matrix}
-        assignments = {
-            info.name: self._assign(info, decisions.get(info.name), candidates, vectors.get(info.bias or ""))
-            if info.is_matrix
-            else vectors[info.name]
-            for info in self.infos
-        }
-        matrices = [info for info in self.infos if info.is_matrix]
-        for info in matrices:  # biases that travel with their layer's weight cost nothing of their own
-            if info.bias is not None and assignments[info.name].compressor.captures:
-                assignments[info.bias] = replace(
-                    assignments[info.bias],
-                    compressor=assignments[info.name].compressor,
-                    fit=Fit((), rank=1, lossless=True),
-                    reason=f"comes with {info.name}",
-                    work=Work(),
-                )
-        return Plan(assignments, self.world_size, self.local_size, self)
 
     def _check_tolerances(self, decisions: Mapping[str, Decision]) -> None:
         """Refuse a tolerance that none of the candidates can keep, lest all be sent dense unasked."""
@@ -107,42 +95,62 @@ class Planner:
             )
 
     def _bytes_at(self, info: ParameterInfo, rank: int) -> float:
-        return self._assign(info, Decision(rank, "asked for"), self.candidates).bytes
+        return self._cheapest(self._ways(info, Decision(rank, "asked for")), self.candidates).bytes
 
-    def _assign(
-        self,
-        info: ParameterInfo,
-        decision: Decision | None,
-        candidates: Sequence[Compressor],
-        bias: Assignment | None = None,
-    ) -> Assignment:
-        """The cheapest way to send a parameter; `bias` is how that of its layer would be sent by itself."""
-        dense = sent_dense(info, "a vector, sent as it is")
+    def _ways(self, info: ParameterInfo, decision: Decision | None) -> _Ways:
+        """How a parameter can be sent, if a matrix at the rank that was decided."""
         if 0 in info.shape:
-            return replace(dense, reason="has no entries")
-        if info.is_matrix and decision is not None:
+            return _Ways(sent_dense(info, "has no entries"))
+        if not info.is_matrix or decision is None:
+            sizing, dense = Sizing(info, None, None, None), sent_dense(info, "a vector, sent as it is")
+            candidates = [candidate for candidate in self.candidates if candidate.vectors]
+        else:
             bound = self.bounds[info.name] if self.bounds is not None else None
             rank, rows, bases = (bound.rank, bound.rows, bound.bases) if bound else (None, None, None)
             sizing = Sizing(info, decision.rank, rank, rows, bases, self.peers, decision.tolerance)
-            dense = replace(dense, bound=sizing.bound, decided=sizing.rank, reason="sent as it is")
+            dense = replace(sent_dense(info), bound=sizing.bound, decided=sizing.rank)
             if rank == 0:  # as of a branch that another batch may take
-                return replace(dense, reason="sent as it is: the loss that was traced gives it no gradient")
-        else:
-            candidates = [candidate for candidate in candidates if candidate.vectors]
-            decision, sizing = Decision(None, "a vector"), Sizing(info, None, None, None)
-            if not candidates:
-                return dense
+                return _Ways(replace(dense, reason="sent as it is: the loss that was traced gives it no gradient"))
+            candidates = list(self.candidates)
         only_lossless = self.lossless and (sizing.rank is None or sizing.rank >= (sizing.bound or sizing.rank + 1))
         options, refusals = [], []
         for candidate in candidates:
             fit = candidate.fit(sizing)
             if isinstance(fit, Unfit):
-                refusals.append(f"{candidate.kind}: {fit.reason}")
+                refusals.append((candidate, fit.reason))
             elif only_lossless and not fit.lossless:
-                refusals.append(f"{candidate.kind}: not lossless here")
+                refusals.append((candidate, "not lossless here"))
             else:
-                reason, work = fit.reason or decision.reason, candidate.work(sizing, fit)
+                reason = fit.reason or (decision.reason if decision is not None else "a vector")
+                work = candidate.work(sizing, fit)
                 options.append(Assignment(info, candidate, fit, reason, sizing.bound, sizing.rank, work=work))
+        return _Ways(dense, options, refusals)
+
+    def _planned(self, ways: Mapping[str, _Ways], candidates: Sequence[Compressor]) -> Plan:
+        """The plan in which each parameter takes the cheapest of some candidates."""
+        vectors = {info.name: self._cheapest(ways[info.name], candidates) for info in self.infos if not info.is_matrix}
+        assignments = {
+            info.name: self._cheapest(ways[info.name], candidates, vectors.get(info.bias or ""))
+            if info.is_matrix
+            else vectors[info.name]
+            for info in self.infos
+        }
+        for info in self.infos:  # biases that travel with their layer's weight cost nothing of their own
+            if info.is_matrix and info.bias is not None and assignments[info.name].compressor.captures:
+                assignments[info.bias] = replace(
+                    assignments[info.bias],
+                    compressor=assignments[info.name].compressor,
+                    fit=Fit((), rank=1, lossless=True),
+                    reason=f"comes with {info.name}",
+                    work=Work(),
+                )
+        return Plan(assignments, self.world_size, self.local_size, self)
+
+    def _cheapest(self, ways: _Ways, candidates: Sequence[Compressor], bias: Assignment | None = None) -> Assignment:
+        """The cheapest of some ways; `bias` is how that of the layer would be sent by itself."""
+        dense = ways.dense
+        if not (ways.options or ways.refusals):
+            return dense
 
         def cost(assignment: Assignment) -> tuple[float, float]:
             """Of what travels: the bias too, where it does not come with its layer's weight."""
@@ -152,8 +160,9 @@ class Planner:
                 return sum(one.seconds for one in found), 0
             return sum(one.wire_bytes(self.peers) for one in sent), sum(one.bytes for one in sent)
 
-        best = min(options, key=cost, default=None)
+        best = min((way for way in ways.options if way.compressor in candidates), key=cost, default=None)
         if best is None:
+            refusals = [f"{candidate.kind}: {why}" for candidate, why in ways.refusals if candidate in candidates]
             return replace(dense, reason=f"sent as it is: {'; '.join(refusals) or 'so a step takes least time'}")
         if cost(dense) < cost(best):
             more = "cost more" if self.network is None else "take longer"
@@ -201,22 +210,8 @@ def make_plan(
     if auto:
         candidates, policy = expand(policy, bounded=bounds is not None, local_size=local_size)
     else:
-        candidates = _candidates(compressor)
-    capturing = [candidate.kind for candidate in candidates if candidate.captures]
-    if local_size > 1 and capturing:
-        raise ValueError(
-            f"compressor {capturing[0]!r} sends each worker's own rows, and local_group averages them away before; "
-            "leave out local_group, or take 'powersgd' or 'subspace'"
-        )
-    if isinstance(policy, NonePolicy):
-        ranked = [candidate.kind for candidate in candidates if candidate.ranked]
-        if ranked:
-            raise ValueError(
-                f"compressor {ranked[0]!r} needs a rank; give policy 'bound' or {{'kind': 'fixed', 'rank': 4}}"
-            )
-    for candidate in candidates:
-        if candidate.whole_buckets:
-            _check_alone(candidate, candidates, policy, local_size)
+        candidates = read_candidates(compressor)
+    check_candidates(candidates, policy, local_size)
     infos = describe(model)
     if bounds is not None:
         bounds.check_world_size(world_size)
@@ -225,34 +220,9 @@ def make_plan(
     return Planner(infos, candidates, policy, bounds, world_size, local_size, auto, chosen_by, rates or Rates()).plan()
 
 
-def _candidates(compressor: CompressorSpec | Sequence[CompressorSpec]) -> list[Compressor]:
-    given = [compressor] if isinstance(compressor, (str, Mapping, Spec)) else compressor
-    candidates = [make_compressor(item) for item in given if not isinstance(item, Auto)]
-    if not candidates:
-        raise ValueError("compressor is an empty list; give one candidate or more")
-    return candidates
-
-
 def _subsets(candidates: Sequence[Compressor]) -> list[tuple[Compressor, ...]]:
     """All choices among the candidates, those of few first."""
     return [chosen for count in range(len(candidates) + 1) for chosen in combinations(candidates, count)]
-
-
-def _check_alone(method: Compressor, candidates: Sequence[Compressor], policy: Policy, local_size: int) -> None:
-    """Refuse what a method that takes whole buckets cannot be combined with."""
-    others = sorted({candidate.kind for candidate in candidates if candidate is not method})
-    if len(candidates) > 1:
-        raise ValueError(
-            f"compressor {method.kind!r} takes whole buckets, so that no other can serve beside it, and the candidates "
-            f"are {', '.join([method.kind, *others])}; give it alone"
-        )
-    if not isinstance(policy, FixedPolicy):
-        raise ValueError(
-            f"compressor {method.kind!r} has one rank for all matrices, which policy {policy.kind!r} does not give; "
-            "take {'kind': 'fixed', 'rank': 4}"
-        )
-    if local_size > 1:
-        raise ValueError(f"compressor {method.kind!r} knows no nodes; leave out local_group, or take 'powersgd'")
 
 
 def _check_same_network(matrices: Sequence[ParameterInfo], bounds: Bounds) -> None:
