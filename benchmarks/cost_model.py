@@ -20,19 +20,16 @@ differences within rounds. "predicted" is `compress.predict`. Networks:
 import argparse
 import json
 import statistics
-import tempfile
 import time
 import warnings
 from dataclasses import asdict
-from datetime import timedelta
 from itertools import pairwise
-from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import WORKERS, run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,7 +37,6 @@ import compress
 from compress.compressors.base import AllReduceMean
 from compress.cost import Network, Rates, measure_rates, predict
 
-WORKERS = 2
 WARM_UP = 5
 GOAL = 0.3
 SIZES = [2**power for power in range(8, 26, 2)]
@@ -120,17 +116,12 @@ def calibrated() -> tuple[Network, Rates, float]:
     return found[0]
 
 
-def worker(rank: int, kinds: list[str], rounds: int, bounds: dict[str, Any], path: str, out: "Queue[Any]") -> None:
-    torch.set_num_threads(1)
+def worker(rank: int, kinds: list[str], rounds: int, bounds: dict[str, compress.Bounds]) -> dict[str, Any]:
+    """Calibrate, and compare all networks."""
     warnings.simplefilter("ignore")
-    store = dist.FileStore(path, WORKERS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS, timeout=timedelta(minutes=5))
     network, rates, off = calibrated()
     rows = [row for kind in kinds for row in compare(kind, rounds, bounds[kind], network, rates)]
-    if rank == 0:
-        out.put({"network": network.model_dump(), "rates": asdict(rates), "fit_off": off, "rows": rows})
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"network": network.model_dump(), "rates": asdict(rates), "fit_off": off, "rows": rows}
 
 
 def compare(kind: str, rounds: int, bounds: compress.Bounds, network: Network, rates: Rates) -> list[dict[str, Any]]:
@@ -185,24 +176,6 @@ def bounds_of(kind: str) -> compress.Bounds:
     return compress.rank_bounds(model, (x,), loss=lambda output: output.square().mean(), world_size=WORKERS)
 
 
-def measure(kinds: list[str], rounds: int) -> dict[str, Any]:
-    """Calibrate, and compare all networks."""
-    context = mp.get_context("spawn")
-    out = context.Queue()
-    bounds = {kind: bounds_of(kind) for kind in kinds}
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (kinds, rounds, bounds, f"{folder}/store", out)
-        processes = [context.Process(target=worker, args=(index, *arguments)) for index in range(WORKERS)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit("a process failed")
-        found: dict[str, Any] = out.get(timeout=10)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = ["linear", "mlp", "convolution", "transformer"]
@@ -211,7 +184,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # torch's own, while it traces
-    found = measure(options.networks, options.rounds)
+    bounds = {kind: bounds_of(kind) for kind in options.networks}
+    found = run(worker, options.networks, options.rounds, bounds)
     if options.json:
         print(json.dumps({"benchmark": "cost_model", **found}))
         return

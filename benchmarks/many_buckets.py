@@ -10,22 +10,17 @@ Prints a row for each method: steps done, median step time. With --json one JSON
 import argparse
 import json
 import statistics
-import tempfile
 import time
-from datetime import timedelta
-from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import StuckError, run
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import compress
 
-WORKERS = 2
 METHODS: dict[str, dict[str, Any] | None] = {
     "DDP alone": {},
     "dense": {"compressor": "dense"},
@@ -49,11 +44,9 @@ def attach(name: str, ddp: DistributedDataParallel, bounds: compress.Bounds) -> 
         compress.register(ddp, bounds=bounds, **METHODS[name])
 
 
-def worker(rank: int, name: str, width: int, steps: int, path: str, results: "Queue[Any]") -> None:
-    torch.set_num_threads(1)
+def train(rank: int, name: str, width: int, steps: int) -> tuple[int, float]:
+    """Steps done, and their median in milliseconds."""
     torch.manual_seed(0)
-    store = dist.FileStore(path, WORKERS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS, timeout=timedelta(minutes=5))
     model = network(width)
     x = torch.randn(8, width, generator=torch.Generator().manual_seed(rank))
 
@@ -69,29 +62,15 @@ def worker(rank: int, name: str, width: int, steps: int, path: str, results: "Qu
         ddp.zero_grad()
         loss(ddp(x)).backward()
         times.append(time.perf_counter() - started)
-    if rank == 0:
-        results.put((len(times), 1000 * statistics.median(times[3:])))
-    dist.destroy_process_group()
+    return len(times), 1000 * statistics.median(times[3:])
 
 
 def measure(name: str, width: int, steps: int, patience_s: float) -> dict[str, Any]:
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (name, width, steps, f"{folder}/store", results)
-        processes = [context.Process(target=worker, args=(rank, *arguments)) for rank in range(WORKERS)]
-        for process in processes:
-            process.start()
-        deadline = time.monotonic() + patience_s
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        stuck = any(process.is_alive() for process in processes)
-        for process in processes:
-            process.kill()
-            process.join()
-    if stuck or any(process.exitcode for process in processes):
-        return {"method": name, "steps": 0, "step_ms": None, "outcome": "stuck" if stuck else "failed"}
-    done, step_ms = results.get(timeout=10)
+    """One method's row."""
+    try:
+        done, step_ms = run(train, name, width, steps, patience_s=patience_s)
+    except StuckError:
+        return {"method": name, "steps": 0, "step_ms": None, "outcome": "stuck"}
     return {"method": name, "steps": done, "step_ms": step_ms, "outcome": "ended"}
 
 

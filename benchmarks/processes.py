@@ -1,6 +1,7 @@
 """Worker processes of a benchmark: started together, in one gloo group, one thread each."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.queues import Queue
@@ -13,11 +14,16 @@ import torch.multiprocessing as mp
 WORKERS = 2
 
 
-def run(function: Callable[..., Any], *arguments: Any, workers: int = WORKERS) -> Any:
+class StuckError(Exception):
+    """Processes that have not ended in the time given to them."""
+
+
+def run(function: Callable[..., Any], *arguments: Any, workers: int = WORKERS, patience_s: float | None = None) -> Any:
     """Call `function(rank, *arguments)` in fresh processes of one group; return what rank 0 returned.
 
     Raises:
         SystemExit: a process failed.
+        StuckError: they did not end within `patience_s`, and were killed.
     """
     context = mp.get_context("spawn")
     out: Queue[Any] = context.Queue()
@@ -29,8 +35,15 @@ def run(function: Callable[..., Any], *arguments: Any, workers: int = WORKERS) -
         ]
         for process in processes:
             process.start()
+        deadline = None if patience_s is None else time.monotonic() + patience_s
         for process in processes:
+            process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        stuck = [process for process in processes if process.is_alive()]
+        for process in stuck:
+            process.kill()
             process.join()
+        if stuck:
+            raise StuckError(f"{function.__name__}{arguments}: not done after {patience_s:g} s")
         if any(process.exitcode for process in processes):
             raise SystemExit(f"{function.__name__}{arguments}: a process failed")
         return out.get(timeout=10)
