@@ -2,13 +2,12 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from pages import ROOT, followed
 
 from launch.cli import main
 from launch.errors import UserError
@@ -16,24 +15,12 @@ from launch.planning import plan_cell
 from launch.study import read_study, single_cell
 from models import OwnModel
 
-PAGE = Path("docs/models.md").absolute()
-ROOT = PAGE.parent.parent
-
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch):
+def outside(tmp_path):
     """A folder that holds the files of the docs' page, and is the current one."""
-    text = PAGE.read_text()
-    for name, body in re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", text, flags=re.DOTALL):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(body)
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["data.py", "nets.py", "study.yaml"]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name == "own" or name.startswith("own.")]:
-        del sys.modules[name]
+    with followed("models.md", tmp_path, ["data.py", "nets.py", "study.yaml"]) as folder:
+        yield folder
 
 
 def test_the_study_of_the_docs_trains_on_two_workers(outside):

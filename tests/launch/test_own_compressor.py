@@ -4,12 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from nets import deep, grads, loss_of
+from pages import ROOT, followed
 from torch.nn.parallel import DistributedDataParallel
 
 import compress
@@ -19,23 +19,12 @@ from launch.study import read_study
 from launch.tracking import cell_params
 from launch.train import train_cell
 
-PAGE = Path("docs/compressors.md").absolute()
-ROOT = PAGE.parent.parent
-
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch):
+def outside(tmp_path):
     """A folder that holds the files of the docs' page, and is the current one."""
-    for name, body in re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(body)
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["random_k.py", "study.yaml", "train.py"]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name == "methods" or name.startswith("methods.")]:
-        del sys.modules[name]
+    with followed("compressors.md", tmp_path, ["random_k.py", "study.yaml", "train.py"]) as folder:
+        yield folder
 
 
 def test_the_script_of_the_docs_trains_on_two_workers(outside):

@@ -1,11 +1,10 @@
 """The docs' page on adding a policy, followed from outside the repository."""
 
-import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from pages import followed
 
 from launch.errors import UserError
 from launch.planning import plan_cell
@@ -13,22 +12,12 @@ from launch.study import read_study
 from launch.tracking import cell_params
 from launch.train import train_cell
 
-PAGE = Path("docs/policies.md").absolute()
-
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch):
+def outside(tmp_path):
     """A folder that holds the files of the docs' page, and is the current one."""
-    for name, body in re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(body)
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["energy.py", "study.yaml"]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name == "ranks" or name.startswith("ranks.")]:
-        del sys.modules[name]
+    with followed("policies.md", tmp_path, ["energy.py", "study.yaml"]) as folder:
+        yield folder
 
 
 def look_in(rank, folder):

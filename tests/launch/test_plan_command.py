@@ -69,6 +69,19 @@ def test_the_example_of_the_documentation_prints_what_it_says(capsys):
     assert [line for line in shown.splitlines() if line.strip("─ ") and line not in printed] == []
 
 
+def test_the_code_of_the_documentation_predicts_a_step(capsys):
+    text = (QUICKSTART.parents[1] / "docs" / "cost.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names = {}
+    exec(compile(code, "cost.md", "exec"), names)
+    handed, wire, collectives, compute, communication = map(float, capsys.readouterr().out.split())
+    assert 0 < handed < names["plan"].dense.bytes / 10
+    assert wire > handed
+    assert collectives >= 1
+    assert communication == pytest.approx(8 * wire / 25e9 + names["cost"].collectives * 30 * 20e-6, rel=0.5)
+    assert 0 < compute < 1
+
+
 def test_json_holds_what_the_tables_tell(capsys):
     found = json.loads(well(capsys, "--model", "nets:make", "--workers", "2", *LINKS, "--json"))
     assert (found["world_size"], found["local_size"]) == (2, 1)

@@ -35,3 +35,13 @@ def bounds_of(model: nn.Module, world_size: int, dtype: torch.dtype = torch.floa
 
 def grads(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def true_mean(
+    twin: nn.Module, step: int, dtype: torch.dtype = torch.float64, world_size: int = 2
+) -> dict[str, torch.Tensor]:
+    """The obviously correct twin: every worker's batch one after another, in one process."""
+    twin.zero_grad()
+    for rank in range(world_size):
+        (loss_of(twin, rank, step, dtype) / world_size).backward()
+    return grads(twin)
