@@ -1,34 +1,52 @@
 """A number of bytes for a step, shared among the matrices."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compress.layers import ParameterInfo
-from compress.policies.base import Decision, Policy, Situation
+from compress.policies.base import Decision, Observation, Policy, Situation
 from compress.policies.ceiling import ceiling
 from compress.policies.sharing import Option, share
-from compress.policies.spectra import above_noise
+from compress.policies.spectra import above_noise, steady_lags
 from compress.tails import tails
 
 
 class BudgetPolicy(Policy):
-    """Share the bytes of a step so that Σ over matrices of Σ_{i>r} σ_i² is least, σ_i of the true mean gradient.
+    """Share the bytes of a step among the matrices so that least is lost, summed over matrices.
 
-    It is the problem of L-GreCo (Markov et al. 2023, arXiv 2210.17357) turned round: theirs is the least bytes for an
-    error. Counted are the matrices' bytes as one worker hands them to collectives; vectors are sent dense besides, at
+    What counts as lost at rank r, by the singular values σ_i of the true mean gradient, is one of two:
+
+    - *lag*: ⟨G, E⟩, E the residual that error feedback comes to rest at (`steady_lags`): to first order it is what
+      the loss lacks, since the weights of error feedback are E behind those that all gradients had been delivered
+      to (Karimireddy et al. 2019, arXiv 1901.09847). Where it is least, the next direction to be sent is as large
+      for its bytes in all matrices.
+    - *error*: Σ_{i>r} σ_i², what one step leaves out. So the problem is that of L-GreCo (Markov et al. 2023,
+      arXiv 2210.17357) turned round: theirs is the least bytes for an error. For methods without error feedback.
+
+    Either is counted in steps of the optimiser: those that divide each entry by its usual size (Adam, RMSprop) step
+    as far along small gradients as along large ones, so that a matrix counts √(m·n)/‖G‖_F times.
+
+    Counted are the matrices' bytes as one worker hands them to collectives; vectors are sent dense besides, at
     any rank, and are not counted. Every matrix gets rank 1 or more, and none more than its bound. Before the first
     audit all get the same rank, as high as the budget allows.
 
     Attributes:
         bytes: the budget.
         as_rank: or the bytes that `fixed` of this rank would take.
+        minimise: what counts as lost.
+        optimizer: "adam" for all that divide by the size of entries, "sgd" for those that do not.
+        window: audits whose mean counts.
     """
 
     kind: Literal["budget"] = "budget"
     bytes: Annotated[int, Field(ge=1)] | None = None
     as_rank: Annotated[int, Field(ge=1)] | None = None
+    minimise: Literal["lag", "error"] = "lag"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    window: Annotated[int, Field(ge=1)] = 4
 
     adaptive: ClassVar[bool] = True
 
@@ -48,7 +66,7 @@ class BudgetPolicy(Policy):
                 f"{least:.0f}; give {least:.0f} or more"
             )
         if all(situation.observed.get(matrix.name) for matrix in matrices):
-            ranks, how = self._by_spectra(situation, budget - least, budget), "by the last audit"
+            ranks, how = self._by_spectra(situation, budget - least, budget), "by audits"
         else:
             ranks, how = _evenly(situation, budget), "evenly"
         return {name: Decision(rank, f"rank {rank} of {budget:.0f} bytes shared {how}") for name, rank in ranks.items()}
@@ -60,26 +78,44 @@ class BudgetPolicy(Policy):
         return sum(situation.bytes_at(matrix, min(self.as_rank, *matrix.matrix)) for matrix in situation.matrices)
 
     def _by_spectra(self, situation: Situation, spare: float, budget: float) -> Mapping[str, int]:
-        options = [_options(matrix, situation, spare) for matrix in situation.matrices]
+        options = [self._options(matrix, situation, spare) for matrix in situation.matrices]
         chosen = share(options, budget).chosen
         return {matrix.name: option.rank for matrix, option in zip(situation.matrices, chosen, strict=True)}
 
+    def _options(self, matrix: ParameterInfo, situation: Situation, spare: float) -> Sequence[Option]:
+        """What a matrix can be given if all others get rank 1; `spare` bytes beyond its own rank 1."""
+        most, seen = ceiling(matrix, situation), situation.observed[matrix.name][-self.window :]
+        audits = [self._lost(matrix, audit, most) for audit in seen]
+        lost = [sum(at_rank) / len(audits) for at_rank in zip(*audits, strict=True)]
+        afford, full = spare + situation.bytes_at(matrix, 1), situation.bytes_at(matrix, most)
+        options: list[Option] = []
+        for rank in _tried(most):
+            cost = situation.bytes_at(matrix, rank)
+            if cost > afford:
+                break
+            if cost == full:  # as from where dense is cheaper: all that follow cost the same
+                return [*options, Option(most, full, lost[most])]
+            options.append(Option(rank, cost, lost[rank]))
+        return options
 
-def _options(matrix: ParameterInfo, situation: Situation, spare: float) -> Sequence[Option]:
-    """What a matrix can be given if all others get rank 1; `spare` bytes beyond its own rank 1."""
-    most, audit = ceiling(matrix, situation), situation.observed[matrix.name][-1]
-    left = tails(above_noise(audit, most), audit.gradient_norm)
-    left += left[-1:] * (most + 1 - len(left))  # of zeros and roundoff, no rank leaves less
-    afford, full = spare + situation.bytes_at(matrix, 1), situation.bytes_at(matrix, most)
-    options: list[Option] = []
-    for rank in range(1, most + 1):
-        cost = situation.bytes_at(matrix, rank)
-        if cost > afford:
-            break
-        if cost == full:  # as from where dense is cheaper: all that follow cost the same
-            return [*options, Option(most, full, left[most])]
-        options.append(Option(rank, cost, left[rank]))
-    return options
+    def _lost(self, matrix: ParameterInfo, audit: Observation, most: int) -> Sequence[float]:
+        """What is lost at each rank up to `most`."""
+        spectrum, norm = above_noise(audit, most), audit.gradient_norm
+        lost = steady_lags(spectrum) if self.minimise == "lag" else tails(spectrum, norm)
+        lost += lost[-1:] * (most + 1 - len(lost))  # of zeros and roundoff, no rank leaves less
+        if self.optimizer == "sgd" or norm == 0:
+            return lost
+        m, n = matrix.matrix
+        return [math.sqrt(m * n) / norm * one for one in lost]
+
+
+def _tried(most: int) -> Iterator[int]:
+    """All low ranks, and of high ones every sixteenth part: thousands would be asked for their bytes else."""
+    rank = 1
+    while rank < most:
+        yield rank
+        rank += max(1, rank // 16)
+    yield most
 
 
 def _evenly(situation: Situation, budget: float) -> Mapping[str, int]:

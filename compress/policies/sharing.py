@@ -1,4 +1,4 @@
-"""A budget shared among matrices so that the error that is left is least: a multiple-choice knapsack."""
+"""A budget shared among matrices so that least is lost: a multiple-choice knapsack."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ _ALIKE = 1e-9
 
 @dataclass(frozen=True)
 class Option:
-    """What one matrix may get: a rank, its bytes, and the squared error that it leaves."""
+    """What one matrix may get: a rank, its bytes, and what is lost at it."""
 
     rank: int
     bytes: float
-    left: float
+    lost: float
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The options chosen, one for each matrix, and by how much their error may exceed the least possible."""
+    """The options chosen, one for each matrix, and by how much what they lose may exceed the least possible."""
 
     chosen: tuple[Option, ...]
     gap: float
@@ -37,12 +37,12 @@ class _Step:
 
 
 def share(matrices: Sequence[Sequence[Option]], budget: float) -> Shared:
-    """Choose one option for each matrix, within the budget, so that Σ left is small.
+    """Choose one option for each matrix, within the budget, so that Σ lost is small.
 
     1. Begin with each matrix's cheapest option.
-    2. Along the lower convex hulls of (bytes, left), take the step of the highest gain per byte that fits. Up to the
+    2. Along the lower convex hulls of (bytes, lost), take the step of the highest gain per byte that fits. Up to the
        first that does not fit, this is the optimum for the bytes spent; with the fitting fraction of that step it is
-       the optimum of the relaxed problem (Sinha and Zoltners 1979), and no choice leaves less: that gives `gap`.
+       the optimum of the relaxed problem (Sinha and Zoltners 1979), and no choice loses less: that gives `gap`.
     3. Spend what remains on whatever single change gains most.
 
     Raises:
@@ -64,28 +64,28 @@ def share(matrices: Sequence[Sequence[Option]], budget: float) -> Shared:
             continue
         stuck.add(step.matrix)
         if relaxed is None:
-            relaxed = sum(option.left for option in chosen) - step.rate * spare
+            relaxed = sum(option.lost for option in chosen) - step.rate * spare
     while True:
         changes = [
-            (chosen[index].left - option.left, index, option)
+            (chosen[index].lost - option.lost, index, option)
             for index, front in enumerate(fronts)
             for option in front
-            if option.left < chosen[index].left and option.bytes - chosen[index].bytes <= spare
+            if option.lost < chosen[index].lost and option.bytes - chosen[index].bytes <= spare
         ]
         if not changes:
             break
         _, index, option = max(changes, key=lambda change: (change[0], -change[1]))
         spare -= option.bytes - chosen[index].bytes
         chosen[index] = option
-    left = sum(option.left for option in chosen)
-    return Shared(tuple(chosen), 0.0 if relaxed is None else max(0.0, left - relaxed))
+    lost = sum(option.lost for option in chosen)
+    return Shared(tuple(chosen), 0.0 if relaxed is None else max(0.0, lost - relaxed))
 
 
 def _front(options: Sequence[Option]) -> list[Option]:
-    """The options that none beats in both bytes and error, by rising bytes."""
+    """The options that none beats in both bytes and what is lost, by rising bytes."""
     front: list[Option] = []
-    for option in sorted(options, key=lambda option: (option.bytes, option.left, option.rank)):
-        if not front or option.left < front[-1].left:
+    for option in sorted(options, key=lambda option: (option.bytes, option.lost, option.rank)):
+        if not front or option.lost < front[-1].lost:
             front.append(option)
     return front
 
@@ -105,4 +105,4 @@ def _steps(matrix: int, front: Sequence[Option]) -> list[_Step]:
 
 
 def _rate(before: Option, end: Option) -> float:
-    return (before.left - end.left) / (end.bytes - before.bytes)
+    return (before.lost - end.lost) / (end.bytes - before.bytes)

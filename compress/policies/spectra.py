@@ -50,3 +50,31 @@ def steady_rank(spectrum: Sequence[float], most: float) -> int:
     level = (3 * total + root) / (4 * waiting)
     columns = math.ceil(len(values) - waiting + total / level - 1e-9)  # 3.0000000001 are 3
     return min(max(1, columns), len(values))
+
+
+def steady_lags(spectrum: Sequence[float]) -> list[float]:
+    """⟨G, E⟩, E error feedback's residual at rest, for r = 0, 1, …, len(spectrum) columns a step.
+
+    It is how far the loss lags behind, to first order and per unit of learning rate, where the weights lack E. At rest,
+    as `steady_rank` has it, direction i waits with (λ − σ_i)/2 on average, so that
+
+    - lag:  D(λ) = Σ_{σ_i<λ} σ_i(λ − σ_i)/2,
+
+    at the level λ with r(λ) = r. It is convex: dD/dr = −λ²/2. Nothing comes to rest at r = 0, which is infinity.
+
+    Args:
+        spectrum: singular values of the gradient, descending.
+    """
+    values = [value for value in spectrum if value > 0]
+    lags = [0.0] * (len(spectrum) + 1)
+    waiting, total, squares = 0, 0.0, 0.0  # of the values below λ: how many, Σσ, Σσ²
+    for columns in reversed(range(1, len(values))):  # the fewer columns, the higher λ, the more wait
+        while True:
+            shared = columns - len(values) + waiting  # columns a step that all who wait share
+            if waiting == len(values) or (shared > 0 and total <= shared * values[-1 - waiting]):
+                break
+            value = values[-1 - waiting]
+            waiting, total, squares = waiting + 1, total + value, squares + value**2
+        lags[columns] = max(0.0, total / shared * total - squares) / 2
+    lags[0] = math.inf if values else 0.0
+    return lags

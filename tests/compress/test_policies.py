@@ -15,7 +15,7 @@ from compress.bounds import Bounds, RankBound
 from compress.compressors.base import Matrix, Sizing
 from compress.layers import ParameterInfo, describe
 from compress.policies.sharing import Option, share
-from compress.policies.spectra import above_noise, steady_rank
+from compress.policies.spectra import above_noise, steady_lags, steady_rank
 from compress.tails import rank_within, tails
 
 SIDE = 32
@@ -162,6 +162,18 @@ def piled_up(spectrum, rank, steps=3000):
     return math.sqrt(sum(norms) / len(norms))
 
 
+def lagging(spectrum, rank, steps=3000):
+    """Σ over directions of σ times what waits of it, on average, if each step sends the `rank` largest."""
+    waiting, lags = [0.0] * len(spectrum), []
+    for step in range(steps):
+        waiting = [old + new for old, new in zip(waiting, spectrum, strict=True)]
+        for index in sorted(range(len(spectrum)), key=lambda index: -waiting[index])[:rank]:
+            waiting[index] = 0.0
+        if step >= steps // 2:
+            lags.append(sum(own * held for own, held in zip(spectrum, waiting, strict=True)))
+    return sum(lags) / len(lags)
+
+
 class TestSpectra:
     @pytest.mark.parametrize("decay", [0.95, 0.8, 0.5])
     @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
@@ -191,6 +203,27 @@ class TestSpectra:
     def test_nothing_may_pile_up(self):
         assert steady_rank([3.0, 2.0, 1.0], 0.0) == 3
         assert steady_rank([], 0.0) == 1
+
+    @pytest.mark.parametrize("decay", [0.95, 0.8])
+    @pytest.mark.parametrize("rank", [1, 2, 4, 8, 16])
+    def test_the_steady_lag_is_that_of_what_piles_up(self, decay, rank):
+        spectrum = [decay**index for index in range(24)]
+        assert steady_lags(spectrum)[rank] == pytest.approx(lagging(spectrum, rank), rel=0.3)
+
+    @pytest.mark.parametrize("rank", [1, 2, 3, 4, 6, 12])
+    def test_of_equal_directions_half_a_turn_lags(self, rank):
+        assert steady_lags([2.0] * 12)[rank] == pytest.approx(lagging([2.0] * 12, rank))
+
+    @given(st.lists(st.just(0.0) | st.floats(1e-3, 1e3), max_size=20))
+    def test_the_more_columns_the_less_lags_and_the_less_one_more_gains(self, values):
+        spectrum = sorted(values, reverse=True)
+        positive = sum(value > 0 for value in spectrum)
+        lags = steady_lags(spectrum)
+        assert len(lags) == len(spectrum) + 1
+        assert lags[positive:] == [0.0] * (len(spectrum) + 1 - positive)
+        assert lags[0] == (math.inf if positive else 0.0)
+        gains = [more - less for more, less in itertools.pairwise(lags[1:])]
+        assert all(first >= second * (1 - 1e-9) - 1e-9 * lags[1] for first, second in itertools.pairwise([*gains, 0.0]))
 
     def test_one_step(self):
         assert tails([3.0, 2.0], math.sqrt(14)) == pytest.approx([14, 5, 1])
@@ -223,11 +256,11 @@ class TestSharing:
         assert all(option in given for option, given in zip(shared.chosen, matrices, strict=True))
         assert sum(option.bytes for option in shared.chosen) <= budget
         affordable = [
-            sum(option.left for option in choice)
+            sum(option.lost for option in choice)
             for choice in itertools.product(*matrices)
             if sum(option.bytes for option in choice) <= budget
         ]
-        left = sum(option.left for option in shared.chosen)
+        left = sum(option.lost for option in shared.chosen)
         assert min(affordable) <= left + 1e-9
         assert left <= min(affordable) + shared.gap + 1e-9
 
@@ -245,11 +278,11 @@ class TestSharing:
         budget = len(matrices) + columns
         shared = share(matrices, budget)
         best = min(
-            sum(option.left for option in choice)
+            sum(option.lost for option in choice)
             for choice in itertools.product(*matrices)
             if sum(option.bytes for option in choice) <= budget
         )
-        assert sum(option.left for option in shared.chosen) == pytest.approx(best, abs=1e-9)
+        assert sum(option.lost for option in shared.chosen) == pytest.approx(best, abs=1e-9)
 
     def test_too_little(self):
         with pytest.raises(ValueError, match="the least is 7"):
@@ -268,10 +301,32 @@ class TestBudget:
         policy = compress.BudgetPolicy(bytes=100 * column)
         assert {n: d.rank for n, d in policy.decide(self.situation()).items()} == {"a": 6, "b": 6}
 
-    def test_goes_where_the_energy_is(self):
-        seen = {"a": [audit([3.0, 0.1, 0.1, 0.0])], "b": [audit([1.0, 0.9, 0.8, 0.7, 0.0])]}
-        decided = compress.BudgetPolicy(as_rank=3).decide(self.situation(seen))
-        assert {n: d.rank for n, d in decided.items()} == {"a": 1, "b": 4}
+    def decided(self, seen, **settings):
+        policy = compress.BudgetPolicy(as_rank=3, **settings)
+        return {name: decision.rank for name, decision in policy.decide(self.situation(seen)).items()}
+
+    @pytest.mark.parametrize("minimise", ["lag", "error"])
+    def test_goes_where_most_is_lost(self, minimise):
+        seen = {"a": [audit([3.0, 0.01, 0.01, 0.0])], "b": [audit([1.0, 0.9, 0.8, 0.7, 0.0])]}
+        assert self.decided(seen, minimise=minimise) == {"a": 1, "b": 4}
+
+    def test_many_small_directions_lag_more_than_they_err(self):
+        """At three columns each: `a` leaves 3 · 0.5² and `b` 0.9², but of `a` six share what is left of the columns."""
+        seen = {"a": [audit([5.0, *[0.5] * 5])], "b": [audit([5.0, 1.0, 1.0, 0.9, 0.0])]}
+        assert self.decided(seen, minimise="error") == {"a": 1, "b": 4}
+        assert self.decided(seen, minimise="lag") == {"a": 3, "b": 3}
+
+    @pytest.mark.parametrize("minimise", ["lag", "error"])
+    def test_adam_steps_as_far_where_gradients_are_small(self, minimise):
+        seen = {"a": [audit([9.0, 0.9, 0.9, 0.9])], "b": [audit([0.4] * 6)]}
+        assert self.decided(seen, minimise=minimise) == {"a": 4, "b": 2}
+        assert self.decided(seen, minimise=minimise, optimizer="adam")["b"] > 2
+
+    def test_audits_of_the_window_count_alike(self):
+        flat, steep = [audit([1.0, 0.9, 0.8, 0.7, 0.0])], [audit([3.0, 0.01, 0.01, 0.0])]
+        turned = {"a": 3 * flat + steep, "b": 3 * steep + flat}
+        assert self.decided(turned, window=4) == {"a": 4, "b": 2}
+        assert self.decided(turned, window=1) == {"a": 1, "b": 4}
 
     @settings(max_examples=60, deadline=None)
     @given(st.data())
