@@ -23,7 +23,7 @@ from launch.run import run_study
 from launch.study import Study, read_study
 from launch.tracking import Store, read_study_record
 
-STUDIES = (Path("mlflow_configs/policies.yaml"), Path("mlflow_configs/tolerance.yaml"))
+STUDIES = tuple(Path(f"mlflow_configs/{name}.yaml") for name in ("policies", "budget", "tolerance"))
 PAGE, PICTURE = Path("docs/policy_study.md"), Path("docs/images/policies.png")
 TAU = 0.05
 
@@ -34,11 +34,23 @@ HEAD = """# Policies side by side
 ‖M − Ĝ‖ / ‖M‖ over all compressed matrices together, its mean over audited steps that no rank was chosen by; *within*:
 the share of these steps with an error up to {tau}. `svd (oracle)` is the yardstick: its bytes are those of the factors
 that its ranks would take. [What each policy does](policies.md). Written by `python docs/policy_study.py`, which runs
-[policies.yaml](../mlflow_configs/policies.yaml) and [tolerance.yaml](../mlflow_configs/tolerance.yaml).
+[policies.yaml](../mlflow_configs/policies.yaml), [budget.yaml](../mlflow_configs/budget.yaml) and
+[tolerance.yaml](../mlflow_configs/tolerance.yaml).
 
 ![Held-out accuracy and training loss against bytes](images/policies.png)
 
 | network | method | bytes | training loss | held-out loss | accuracy | error | within |
+|---|---|--:|--:|--:|--:|--:|--:|
+"""
+
+BUDGET = """
+## The same bytes, shared
+
+PowerSGD at rank {rank} for all matrices, and its bytes shared by policy `budget`: {steps} steps of SGD with momentum,
+{batch} samples each, {seeds} seeds. Beside the means of the losses stands by how much they are above (+) or below (−)
+those of rank {rank}: the mean over seeds of the relative difference, ± its standard error.
+
+| network | method | bytes | training loss | against rank {rank} | held-out loss | against rank {rank} | error |
 |---|---|--:|--:|--:|--:|--:|--:|
 """
 
@@ -58,13 +70,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the studies of policies, and write their page.")
     parser.add_argument("--report", action="store_true", help="run nothing; write the page of the newest runs")
     options = parser.parse_args()
-    side_by_side, full = studies = tuple(map(read_study, STUDIES))
+    side_by_side, budget, full = studies = tuple(map(read_study, STUDIES))
     for study in studies:
         if not options.report and (code := run_study(study, Console())):
             sys.exit(code)
     cells = read(side_by_side)
     draw(cells)
-    PAGE.write_text(page(side_by_side, cells) + full_page(full, read(full)), encoding="utf-8")
+    pages = page(side_by_side, cells), budget_page(budget, read(budget)), full_page(full, read(full))
+    PAGE.write_text("".join(pages), encoding="utf-8")
 
 
 def read(study: Study) -> pd.DataFrame:
@@ -135,8 +148,24 @@ def page(study: Study, cells: pd.DataFrame) -> str:
     return text
 
 
+def budget_page(study: Study, cells: pd.DataFrame) -> str:
+    """The second table: a row for each network and method, against the same rank for all, seed by seed."""
+    train = study.cells[0].config.train
+    text = BUDGET.format(rank=4, steps=train.steps, batch=train.batch_size, seeds=cells["seed"].nunique())
+    for model, own in cells.groupby("model", sort=False):
+        losses = {name: own.pivot_table(index="seed", columns="method", values=name) for name in ("train_loss", "loss")}
+        for method, same in own.groupby("method", sort=False):
+            found = pd.concat(list(same["errors"]))
+            columns = [model, method, f"{same['share'].mean():.3f}"]
+            for name, by_seed in losses.items():
+                change = by_seed[method] / by_seed["powersgd (fixed rank=4)"] - 1
+                columns += [f"{same[name].mean():.4f}", f"{change.mean():+.1%} ± {100 * change.sem():.1f}"]
+            text += f"| {' | '.join([*columns, f'{found.mean():.2g}' if len(found) else '–'])} |\n"
+    return text
+
+
 def full_page(study: Study, cells: pd.DataFrame) -> str:
-    """The second table: a row for each cell."""
+    """The third table: a row for each cell."""
     train = study.cells[0].config.train
     text = FULL.format(tau=TAU, batch=train.batch_size, steps=train.steps)
     for _, cell in cells.iterrows():
