@@ -93,8 +93,10 @@ class DAD(Compressor):
             )
         if most_rows > capacity:
             return (yield from mean_of(local_gradients(matrix)))
-        sums = factors.gradients(info, gathered[:, start:].reshape(world_size * capacity, width))
-        found = {name: (total / world_size).to(gradient.dtype) for name, total in sums.items()}
+        # What arrived beside must be sent yet; else the gradient's own memory, all zeros, takes the mean.
+        out = None if beside else gradient
+        found = factors.gradients(info, gathered[:, start:].reshape(world_size * capacity, width), world_size, out)
+        found = {name: mean.to(gradient.dtype).view_as(matrix.gradients[name]) for name, mean in found.items()}
         if beside:
             rest = yield from mean_of(matrix.gradients)
             found = {name: found[name] + rest[name] for name in found}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compress.compressors.base import AllReduceMean, Matrix, Rounds
 from compress.compressors.error_feedback import compute_dtype
+from compress.factor_products import expand
 from compress.layers import ParameterInfo
 
 _HEADER = torch.int64
@@ -25,10 +26,18 @@ class Factors(ABC):
         """What this worker captured, rows × width, in the gradient's type."""
 
     @abstractmethod
-    def gradients(self, info: ParameterInfo, rows: Tensor) -> dict[str, Tensor]:
-        """The sum over rows: the gradient of the weight, and of the bias that comes with it, by name.
+    def gradients(
+        self, info: ParameterInfo, rows: Tensor, workers: int = 1, out: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The mean over workers of what rows add up to: the gradients of the weight, and of its bias, by name.
 
-        Rows of zeros add nothing. They come back in the type to compute in.
+        Rows of zeros add nothing. Gradients come back in the type to compute in.
+
+        Args:
+            info: the weight.
+            rows: rows × width, of all workers together.
+            workers: how many they are.
+            out: m × n, where the weight's may be written, if it has the type to compute in.
         """
 
 
@@ -44,10 +53,12 @@ class Pairs(Factors):
             return like.new_empty(0, n + m)
         return torch.cat([matrix.captured["inputs"], matrix.captured["adjoints"]], dim=1).to(like.dtype)
 
-    def gradients(self, info: ParameterInfo, rows: Tensor) -> dict[str, Tensor]:
-        n = info.matrix[1]
-        A, D = rows.to(compute_dtype(rows.dtype)).tensor_split((n,), dim=1)
-        found = {info.name: (D.mT @ A).view(info.shape)}
+    def gradients(
+        self, info: ParameterInfo, rows: Tensor, workers: int = 1, out: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        A, D = rows.to(compute_dtype(rows.dtype)).tensor_split((info.matrix[1],), dim=1)
+        D = D / workers  # before the product, which is larger
+        found = {info.name: product_of_rows(D, A, out)}
         return found if info.bias is None else {**found, info.bias: D.sum(dim=0)}
 
 
@@ -64,13 +75,15 @@ class Tokens(Factors):
         tokens = matrix.captured["tokens"].to(self._token(like.dtype)).unsqueeze(1).view(like.dtype)
         return torch.cat([tokens, matrix.captured["adjoints"].to(like.dtype)], dim=1)
 
-    def gradients(self, info: ParameterInfo, rows: Tensor) -> dict[str, Tensor]:
+    def gradients(
+        self, info: ParameterInfo, rows: Tensor, workers: int = 1, out: Tensor | None = None
+    ) -> dict[str, Tensor]:
         m, n = info.matrix
         bits, D = rows.tensor_split((rows.shape[1] - n,), dim=1)
         tokens = bits.contiguous().view(self._token(rows.dtype)).squeeze(1)
+        D = D.to(compute_dtype(rows.dtype)) / workers
         # Unlike index_add_, it adds in the same order on every GPU.
-        found = torch.ops.aten.embedding_dense_backward(D.to(compute_dtype(rows.dtype)), tokens.long(), m, -1, False)
-        return {info.name: found}
+        return {info.name: torch.ops.aten.embedding_dense_backward(D, tokens.long(), m, -1, False)}
 
     @staticmethod
     def _token(dtype: torch.dtype) -> torch.dtype:
@@ -84,6 +97,13 @@ FACTORS: dict[str, Factors] = {
     "embedding": Tokens(),
 }
 """By the kind of layer that was captured."""
+
+
+def product_of_rows(D: Tensor, A: Tensor, out: Tensor | None = None) -> Tensor:
+    """DᵀA, m × n, for D of rows × m and A of rows × n; written over `out` where that has their type."""
+    if out is None or out.dtype != D.dtype:
+        out = D.new_empty(D.shape[1], A.shape[1])
+    return expand(D, A, out)
 
 
 def local_gradients(matrix: Matrix) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from compress.compressors.factors import (
     header_numbers,
     local_gradients,
     mean_of,
+    product_of_rows,
     read_headers,
 )
 from compress.compressors.subspace_iteration import subspace_iteration
@@ -105,15 +106,19 @@ class RankDAD(Compressor):
         ]
         gathered = yield AllGather(torch.cat(parts))
 
-        world_size = len(gathered)
+        world_size, gradient = len(gathered), matrix.gradient
         heads, left, right, biases = gathered.split([len(parts[0]), m * r, n * r, len(bias)], dim=1)
-        # All workers' factors side by side: (m, S·r) and (n, S·r).
-        U = left.reshape(world_size, m, r).to(U.dtype).movedim(0, 1).reshape(m, -1)
-        V = right.reshape(world_size, n, r).to(V.dtype).movedim(0, 1).reshape(n, -1)
-        found = {info.name: (U @ V.mT / world_size).to(dtype).view(info.shape)}
+        is_whole = "whole" in matrix.memory
+        beside = not is_whole and read_headers(heads)[1]
+        # All workers' factors, one below the other: (S·r, m) and (S·r, n).
+        U = left.reshape(-1, m).to(U.dtype) / world_size  # before the product, which is larger
+        V = right.reshape(-1, n).to(V.dtype)
+        # What arrived beside must be sent yet; else the gradient's own memory takes the mean.
+        mean = product_of_rows(U, V, None if beside else gradient)
+        found = {info.name: mean.to(dtype).view_as(matrix.gradients[info.name])}
         if info.bias is not None:
             found[info.bias] = (biases.to(U.dtype).sum(dim=0) / world_size).to(dtype)
-        if "whole" not in matrix.memory and read_headers(heads)[1]:
+        if beside:
             if bool(matrix.finite):
                 matrix.memory["whole"] = torch.tensor(True)
                 logger.warning(
@@ -127,7 +132,7 @@ class RankDAD(Compressor):
         return found
 
     def _local(self, matrix: Matrix) -> tuple[Tensor, Tensor, Tensor]:
-        """This worker's U (m × r), V (n × r), and the gradient of the bias (empty where there is none)."""
+        """This worker's U (r × m), V (r × n), and the gradient of the bias (empty where there is none)."""
         info, gradient, r = matrix.info, matrix.gradient, matrix.fit.columns
         dtype, (m, n) = compute_dtype(gradient.dtype), info.matrix
         if "whole" in matrix.memory:
@@ -140,11 +145,12 @@ class RankDAD(Compressor):
             D = matrix.captured.get("adjoints", gradient.new_empty(0, m)).to(dtype)
             bias = D.sum(dim=0) if info.bias is not None else D.new_empty(0)
             if len(A) <= r:
-                missing = r - len(A)
-                return F.pad(D.mT, (0, missing)), F.pad(A.mT, (0, missing)), bias
+                missing = (0, 0, 0, r - len(A))
+                return F.pad(D, missing), F.pad(A, missing), bias
             forward, backward = lambda V: D.mT @ (A @ V), lambda U: A.mT @ (D @ U)
         start = matrix.normal(n, min(r + self.oversample, m, n), dtype=dtype, device=gradient.device)
-        return *subspace_iteration(forward, backward, start, r, self.iterations, self.tolerance), bias
+        U, V = subspace_iteration(forward, backward, start, r, self.iterations, self.tolerance)
+        return U.mT, V.mT, bias
 
     def local_gradient(self, matrix: Matrix) -> Tensor:
         return as_matrix(local_gradients(matrix)[matrix.info.name])
