@@ -42,6 +42,9 @@ GOAL = 0.3
 SIZES = [2**power for power in range(8, 26, 2)]
 """Bytes of the all-reduces that the loopback is measured by."""
 
+BUSY = 512
+"""Side of a matrix whose square takes a few milliseconds."""
+
 METHODS: dict[str, tuple[str, Any]] = {
     "dense": ("dense", "none"),
     "powersgd, rank 4": ("powersgd", {"kind": "fixed", "rank": 4}),
@@ -88,13 +91,16 @@ def make(kind: str) -> tuple[nn.Module, Tensor]:
 def measure_network() -> tuple[Network, float]:
     """Bandwidth and latency of the links between the processes, and how far the fit is off, relative, in the median.
 
-    The fit is of seconds = messages · latency + 8 · wire bytes / bandwidth, each size's residual relative to it.
+    The fit is of seconds = messages · latency + 8 · wire bytes / bandwidth, each size's residual relative to it. As in
+    a step, processes compute before they meet, so that one waits for the other and threads must be woken.
     """
     rows = []
+    busy = torch.randn(BUSY, BUSY)
     for size in SIZES:
         buffer, times = torch.ones(size // 4), []
-        for _ in range(12):
+        for _ in range(22):
             dist.barrier()
+            busy @ busy
             started = time.perf_counter()
             dist.all_reduce(buffer)
             times.append(time.perf_counter() - started)
@@ -116,12 +122,15 @@ def calibrated() -> tuple[Network, Rates, float]:
     return found[0]
 
 
-def worker(rank: int, kinds: list[str], rounds: int, bounds: dict[str, compress.Bounds]) -> dict[str, Any]:
-    """Calibrate, and compare all networks."""
+def worker(rank: int, kinds: list[str], rounds: int, bounds: dict[str, compress.Bounds]) -> list[dict[str, Any]]:
+    """Calibrate and compare, for each network anew: other guests of the machine come and go."""
     warnings.simplefilter("ignore")
-    network, rates, off = calibrated()
-    rows = [row for kind in kinds for row in compare(kind, rounds, bounds[kind], network, rates)]
-    return {"network": network.model_dump(), "rates": asdict(rates), "fit_off": off, "rows": rows}
+    found = []
+    for kind in kinds:
+        network, rates, off = calibrated()
+        rows = compare(kind, rounds, bounds[kind], network, rates)
+        found.append({"links": network.model_dump(), "rates": asdict(rates), "fit_off": off, "rows": rows})
+    return found
 
 
 def compare(kind: str, rounds: int, bounds: compress.Bounds, network: Network, rates: Rates) -> list[dict[str, Any]]:
@@ -187,9 +196,15 @@ def main() -> None:
     bounds = {kind: bounds_of(kind) for kind in options.networks}
     found = run(worker, options.networks, options.rounds, bounds)
     if options.json:
-        print(json.dumps({"benchmark": "cost_model", **found}))
+        print(json.dumps({"benchmark": "cost_model", "networks": found}))
         return
-    links, rates = found["network"], found["rates"]
+    for one in found:
+        show(one)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print one network's rates and rows."""
+    links, rates = found["links"], found["rates"]
     print(
         f"loopback {links['bandwidth'] / 1e9:.1f} Gbit/s, {1e6 * links['latency']:.0f} µs "
         f"(fit off by {found['fit_off']:.0%}); memory {rates['memory'] / 1e9:.1f} GB/s, products "
@@ -207,6 +222,7 @@ def main() -> None:
             f"{row['network']:13}{row['method']:18}{row['compressed']:>9}{row['bytes'] / 1024:9.0f}"
             f"{row['step_ms']:9.2f}{row['over_ms']:9.2f}{row['predicted_ms']:10.2f}{told:>7}{mark}"
         )
+    print()
 
 
 if __name__ == "__main__":

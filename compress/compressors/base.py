@@ -20,6 +20,9 @@ from compress.layers import ParameterInfo
 from compress.matrix import as_matrix
 from compress.spec import Spec
 
+_FINITE = torch.tensor(True)
+"""Until an answer says otherwise: one for all, since to make a tensor takes microseconds."""
+
 Rounds = Generator[Request | Orthonormalise, Tensor, dict[str, Tensor]]
 """An algorithm under way: it yields requests, is sent the answers, and returns gradients by name."""
 
@@ -177,7 +180,7 @@ class Matrix:
     basis: Basis = field(default_factory=Basis)
     certified: bool = True
     scale: Tensor | None = None
-    finite: Tensor = field(default_factory=lambda: torch.tensor(True))
+    finite: Tensor = _FINITE
 
     @property
     def gradient(self) -> Tensor:

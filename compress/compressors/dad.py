@@ -15,7 +15,7 @@ from compress.compressors.factors import (
     mean_of,
     read_headers,
 )
-from compress.compressors.work import LIBRARY
+from compress.compressors.work import WRITE, backward_product
 from compress.matrix import as_matrix
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,11 @@ class DAD(Compressor):
 
     def work(self, sizing: Sizing, fit: Fit) -> Work:
         m, n = sizing.matrix.matrix
-        # The backward pass leaves out its own product; all workers' rows are multiplied in the end.
-        product = 0 if sizing.matrix.capture == "embedding" else LIBRARY * 2 * m * n * fit.columns
-        return Work(passes=5, flops=-product, flops_per_worker=product, calls=40)
+        if sizing.matrix.capture == "embedding":
+            return Work(passes=5, calls=40)
+        # All workers' rows are multiplied in the end, and the backward pass leaves out its own product.
+        product = WRITE + Work(passes=5, flops_per_worker=2 * m * n * fit.columns, calls=40)
+        return product + -backward_product(m, n, fit.columns)
 
     def rounds(self, matrix: Matrix) -> Rounds:
         info, gradient = matrix.info, matrix.gradient

@@ -9,11 +9,14 @@ class Work:
 
     Flops are those of float32; what is computed in float64 counts twice.
 
+    Below zero is what a method spares the backward pass.
+
     Attributes:
         passes: how often the whole gradient, or what is as large, is read or written; a copy counts for two. Products
             that wait for memory count as copies that take as long.
-        flops: of products with thin matrices; below zero where a product of the backward pass is saved.
+        flops: of products of a large matrix with a thin one (`factor_products`).
         flops_per_worker: those that all-gathers cause for every worker that takes part.
+        torch_flops: of torch's own products, beyond the passes that they take.
         orthonormalise: of orthonormal bases, as `orthonormalising` counts.
         svd: entries of decomposed matrices times their smaller side, m·n·min(m, n).
         calls: operations on tensors, each of which takes time however small they are.
@@ -22,15 +25,28 @@ class Work:
     passes: float = 0.0
     flops: float = 0.0
     flops_per_worker: float = 0.0
+    torch_flops: float = 0.0
     orthonormalise: float = 0.0
     svd: float = 0.0
     calls: int = 0
+
+    def __neg__(self) -> "Work":
+        return Work(
+            -self.passes,
+            -self.flops,
+            -self.flops_per_worker,
+            -self.torch_flops,
+            -self.orthonormalise,
+            -self.svd,
+            -self.calls,
+        )
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
             self.passes + other.passes,
             self.flops + other.flops,
             self.flops_per_worker + other.flops_per_worker,
+            self.torch_flops + other.torch_flops,
             self.orthonormalise + other.orthonormalise,
             self.svd + other.svd,
             self.calls + other.calls,
@@ -49,8 +65,8 @@ WRITE = Work(passes=3.3, calls=5)
 SUBTRACT = Work(passes=4, calls=5)
 """M − Pᵀ Q, which is written where it is kept."""
 
-LIBRARY = 2
-"""Torch's own products take so many times as long as those of `factor_products`."""
+_FEW_ROWS = 16
+"""Rows below which torch's product DᵀA takes no less time."""
 
 _NARROW = 48
 """Columns up to which a basis takes as long for its columns, one after another, as for its flops."""
@@ -59,3 +75,8 @@ _NARROW = 48
 def orthonormalising(m: int, k: int) -> int:
     """Flops of an orthonormal basis of k columns of m numbers: 4·m·k² where k is large."""
     return 4 * m * k * (k + _NARROW)
+
+
+def backward_product(m: int, n: int, rows: int) -> Work:
+    """What the backward pass takes for ΔᵀA: it writes m × n numbers."""
+    return Work(passes=3, torch_flops=2 * m * n * max(rows, _FEW_ROWS))

@@ -28,14 +28,18 @@ MATRICES = 8
 COLUMNS = 4, 64
 """Of thin matrices: what the more columns take longer is due to flops, not to memory."""
 
+ROWS = 16, 64
+"""Of inputs and adjoints whose product the backward pass takes; likewise."""
+
 FACTOR = 2048, 32
 DECOMPOSED = 128
 SMALL = 64
 REPEATS = 9
 
-IN_A_STEP = 1.6
-"""How many times as long things take in a step as at their fastest alone: caches hold what the backward pass left, and
-workers of one machine wait for memory, and for each other (`benchmarks/cost_model.py`, the median over methods)."""
+IN_A_STEP = 1.8
+"""How many times as long things take in a step as at their fastest alone (`Rates.slowed`): caches hold what the
+backward pass left, and workers of one machine wait for memory, and for each other. The median over the methods of
+`benchmarks/cost_model.py`."""
 
 
 def measure_rates(device: torch.device | str = "cpu") -> Rates:
@@ -54,6 +58,7 @@ def measure_rates(device: torch.device | str = "cpu") -> Rates:
         _fastest(partial(_product, turns, torch.randn(columns, SIDE, device=device)), device) for columns in COLUMNS
     )
     beyond = max(many - few, many / 4)  # lest noise make it nothing
+    short, tall = (_fastest(partial(_backward, turns, torch.randn(rows, SIDE, device=device)), device) for rows in ROWS)
     m, k = FACTOR
     factor = torch.randn(1, k, m, device=device)
     square = torch.randn(DECOMPOSED, DECOMPOSED, device=device)
@@ -62,6 +67,7 @@ def measure_rates(device: torch.device | str = "cpu") -> Rates:
     alone = Rates(
         memory=memory,
         products=2 * SIDE * SIDE * (COLUMNS[1] - COLUMNS[0]) / beyond,
+        torch_products=2 * SIDE * SIDE * (ROWS[1] - ROWS[0]) / max(tall - short, tall / 4),
         orthonormalise=orthonormalising(m, k) / _fastest(lambda: orthonormal(factor), device),
         svd=DECOMPOSED**3 / _fastest(lambda: torch.linalg.svd(square, full_matrices=False), device),
         call=_fastest(lambda: [small.add(1.0) for _ in range(100)], device) / 100,
@@ -73,6 +79,10 @@ def measure_rates(device: torch.device | str = "cpu") -> Rates:
 
 def _product(turns: Iterator[Tensor], Q: Tensor) -> Tensor:
     return times_rows(next(turns), Q)
+
+
+def _backward(turns: Iterator[Tensor], rows: Tensor) -> Tensor:
+    return torch.mm(rows.mT, rows, out=next(turns))
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
