@@ -64,7 +64,7 @@ class DAD(Compressor):
             return Work(passes=5, calls=40)
         # All workers' rows are multiplied in the end, and the backward pass leaves out its own product.
         product = WRITE + Work(passes=5, flops_per_worker=2 * m * n * fit.columns, calls=40)
-        return product + -backward_product(m, n, fit.columns)
+        return product - backward_product(m, n, fit.columns)
 
     def rounds(self, matrix: Matrix) -> Rounds:
         info, gradient = matrix.info, matrix.gradient

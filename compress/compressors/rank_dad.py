@@ -81,7 +81,7 @@ class RankDAD(Compressor):
     def work(self, sizing: Sizing, fit: Fit) -> Work:
         (m, n), r, rows = sizing.matrix.matrix, fit.columns, sizing.rows or 0
         k = min(r + self.oversample, m, n)
-        work = WRITE + Work(passes=5, flops_per_worker=2 * m * n * r, calls=40) + -backward_product(m, n, rows)
+        work = WRITE + Work(passes=5, flops_per_worker=2 * m * n * r, calls=40) - backward_product(m, n, rows)
         if rows <= r:  # they are sent as they are
             return work
         # Exact ones settle with the second iteration.

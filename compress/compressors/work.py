@@ -30,17 +30,6 @@ class Work:
     svd: float = 0.0
     calls: int = 0
 
-    def __neg__(self) -> "Work":
-        return Work(
-            -self.passes,
-            -self.flops,
-            -self.flops_per_worker,
-            -self.torch_flops,
-            -self.orthonormalise,
-            -self.svd,
-            -self.calls,
-        )
-
     def __add__(self, other: "Work") -> "Work":
         return Work(
             self.passes + other.passes,
@@ -50,6 +39,17 @@ class Work:
             self.orthonormalise + other.orthonormalise,
             self.svd + other.svd,
             self.calls + other.calls,
+        )
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(
+            self.passes - other.passes,
+            self.flops - other.flops,
+            self.flops_per_worker - other.flops_per_worker,
+            self.torch_flops - other.torch_flops,
+            self.orthonormalise - other.orthonormalise,
+            self.svd - other.svd,
+            self.calls - other.calls,
         )
 
 
