@@ -11,6 +11,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import compress
+from compress import DAD, RankDAD
+from compress.compressors.base import Matrix, Sizing
+from compress.layers import ParameterInfo
 
 
 class Twice(nn.Module):
@@ -190,3 +193,23 @@ def not_finite(rank, bounds, name):
 
 def test_what_is_not_finite_on_one_worker_reaches_everyone(workers):
     assert workers(2)(not_finite, bounds_of("linear", 2), "linear") == [[False] * 3] * 2
+
+
+@pytest.mark.parametrize("method", [DAD(), RankDAD()], ids=lambda method: method.kind)
+@pytest.mark.parametrize("beside", [0.0, 1.0])
+def test_the_mean_is_written_where_the_gradient_lies_but_not_over_what_is_yet_to_be_sent(method, beside):
+    info = ParameterInfo("w", (6, 5), torch.float64, capture="linear")
+    A, D = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    gradient = torch.full((6, 5), beside, dtype=torch.float64)
+    fit = method.fit(Sizing(info, rank=3, bound=3, rows=3, world_size=2))
+    matrix = Matrix(info, {"w": gradient}, fit, step=0, seed=0, captured={"inputs": A, "adjoints": D})
+    rounds = method.rounds(matrix)
+    gathered = torch.stack([next(rounds).tensor] * 2)
+    try:
+        rest = rounds.send(gathered).tensor
+        assert rest.eq(beside).all()
+        rounds.send(rest)
+    except StopIteration as done:
+        mean = done.value["w"]
+    assert torch.allclose(mean, D.mT @ A + beside)
+    assert (mean.data_ptr() == gradient.data_ptr()) == (beside == 0)
