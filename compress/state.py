@@ -107,8 +107,8 @@ class CompressionState:
         return self.auditor.violations.count
 
     def audit_rows(self) -> list[AuditRow]:
-        """One row for each matrix of each audited step so far, on rank 0; elsewhere none."""
-        return list(self.auditor.rows)
+        """One row for each matrix of the newest audited steps (`AuditSettings.keep`), on rank 0; elsewhere none."""
+        return self.auditor.rows
 
     @property
     def finite(self) -> bool:

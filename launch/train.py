@@ -54,7 +54,9 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
     )
     # Weights begin alike on all workers; what is drawn from here on, such as dropout's masks, must not.
     torch.manual_seed(train.seed + 1_000_003 * (rank + 1))
-    state = register(ddp, planned.plan, audit=config.audit, seed=train.seed)
+    audits: list[AuditRow] = []
+    note = audits.extend if rank == 0 else None
+    state = register(ddp, planned.plan, audit=config.audit, on_audit=note, seed=train.seed)
     optimizer = make_optimizer(ddp, train)
     steps = load_steps(
         dataset.train,
@@ -101,9 +103,9 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
             metrics["train/loss"] = last_loss
         if step % train.eval_every == 0 and step < train.steps:
             metrics |= evaluated("eval")
-        if len(state.auditor.rows) > audited:
-            metrics |= audit_metrics(state.auditor.rows[audited:], state)
-            audited = len(state.auditor.rows)
+        if len(audits) > audited:
+            metrics |= audit_metrics(audits[audited:], state)
+            audited = len(audits)
         if metrics and rank == 0:
             emit(step, metrics)
 
@@ -114,11 +116,11 @@ def train_cell(planned: PlannedCell, device: torch.device, emit: Emit) -> dict[s
     summary |= {key.replace("eval/", "summary/initial_"): value for key, value in at_start.items()}
     summary |= communication_summary(planned, state, train.steps)
     summary |= timing_summary(config, step_times, waits, state)
-    summary |= audit_summary(state.auditor.rows)
+    summary |= audit_summary(audits)
     summary["summary/nonfinite_steps"] = float(state.nonfinite_steps)
     summary["summary/peak_memory_mb"] = peak_memory_mb(device)
     summary["summary/seconds"] = time.perf_counter() - began
-    return {"metrics": summary, "audits": [asdict(row) for row in state.auditor.rows]}
+    return {"metrics": summary, "audits": [asdict(row) for row in audits]}
 
 
 def warn_of_nonfinite(step: int, so_far: int) -> None:

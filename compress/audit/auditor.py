@@ -1,5 +1,6 @@
 """The auditor: audits every so many steps, and keeps what audits saw."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,6 +16,8 @@ from compress.exchange import Exchange
 from compress.plan import Plan
 from compress.policies import Observation
 
+logger = logging.getLogger(__name__)
+
 OnAudit = Callable[[Sequence[AuditRow]], None]
 """Is given the rows of one audited step, after it; called on every worker, with the same rows."""
 
@@ -28,7 +31,6 @@ class Auditor:
     Attributes:
         exchange: counts bytes and time of audits.
         seconds: time spent in audits.
-        rows: of all audited steps, on rank 0.
         violations: of bounds.
     """
 
@@ -41,13 +43,19 @@ class Auditor:
     ) -> None:
         self.exchange = exchange
         self.seconds = 0.0
-        self.rows: list[AuditRow] = []
+        self._kept: deque[Sequence[AuditRow]] = deque(maxlen=settings.keep)
         self.violations = Violations(settings.on_violation)
         self._settings = settings
         self._on_audit = on_audit
         self._observed: dict[str, deque[Observation]] = {}
         self._step = 0
+        self._drops = False
         self._watch = LayerWatch(model, lambda: settings.is_due(self._step), settings.activations)
+
+    @property
+    def rows(self) -> list[AuditRow]:
+        """Of the newest audited steps, oldest first, on rank 0; elsewhere none."""
+        return [row for rows in self._kept for row in rows]
 
     @property
     def observed(self) -> Mapping[str, Sequence[Observation]]:
@@ -73,8 +81,8 @@ class Auditor:
             return False
         rows = audit.after(delivered)
         self.seconds += audit.seconds
-        if self.exchange.rank == 0:
-            self.rows += rows
+        if self.exchange.rank == 0 and rows:
+            self._keep(rows)
         shown = [row for row in rows if self._settings.is_shown(row.step)]
         for row in shown:
             self._observed.setdefault(row.name, deque(maxlen=_REMEMBERED)).append(row.observation)
@@ -82,3 +90,13 @@ class Auditor:
             self._on_audit(rows)
         self.violations.look(rows, speaks=self.exchange.rank == 0)
         return bool(shown)
+
+    def _keep(self, rows: Sequence[AuditRow]) -> None:
+        if len(self._kept) == self._settings.keep and self._on_audit is None and not self._drops:
+            self._drops = True
+            logger.warning(
+                "more than %d steps were audited, so the rows of the oldest are dropped from now on; pass on_audit= to "
+                "have them all, or audit={'keep': …}",
+                self._settings.keep,
+            )
+        self._kept.append(rows)

@@ -14,6 +14,7 @@ class AuditSettings(BaseModel):
             decided; None shows them all. A multiple of `every`.
         activations: measure the rank of each layer's inputs A and adjoints Δ too, of one worker's rows.
         full_spectrum: find all singular values, whatever it costs; else large matrices are sketched.
+        keep: audited steps whose rows are kept, the newest: each matrix takes kilobytes. `on_audit` is given all.
         on_violation: what follows where a measured rank exceeds its bound: a warning, or the end of training.
     """
 
@@ -23,6 +24,7 @@ class AuditSettings(BaseModel):
     revise_every: Annotated[int, Field(ge=1)] | None = None
     activations: bool = False
     full_spectrum: bool = False
+    keep: Annotated[int, Field(ge=1)] = 100
     on_violation: Literal["warn", "fail"] = "warn"
 
     @model_validator(mode="after")

@@ -218,3 +218,34 @@ def test_matrices_are_shared_out_by_cost():
     shares = share_out(shapes, 2)
     assert shares == [["b"], ["c", "d", "a"]]
     assert share_out(shapes, 6)[4:] == [[], []]
+
+
+def audited_long(rank, sees):
+    """The steps whose rows are kept of five, with room for two; those that were told, and the warnings."""
+    network = deep()
+    ddp = DistributedDataParallel(network)
+    told: list[int] = []
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logger = logging.getLogger("compress.audit.auditor")
+    logger.addHandler(handler)
+    note = (lambda rows: told.append(rows[0].step)) if sees else None
+    state = compress.register(ddp, compressor="dense", audit={"every": 1, "keep": 2}, on_audit=note)
+    try:
+        for step in range(5):
+            loss_of(ddp, rank, step).backward()
+    finally:
+        logger.removeHandler(handler)
+    return [row.step for row in state.audit_rows() if row.name == "0.weight"], told, logged
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_rows_of_old_audits_are_dropped_and_that_is_told_once_to_who_does_not_see_them(workers, sees):
+    first, second = workers(WORKERS)(audited_long, sees)
+    assert first[0] == [3, 4]
+    assert second[0] == []
+    assert first[1] == second[1] == ([0, 1, 2, 3, 4] if sees else [])
+    assert len(first[2]) == (0 if sees else 1)
+    assert second[2] == []
+    assert sees or "more than 2 steps were audited" in first[2][0]
