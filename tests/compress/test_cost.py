@@ -166,12 +166,18 @@ def test_arithmetic_is_counted_by_the_rates():
     assert predict(plan, SLOW, replace(FREE, memory=1.0)).compute > 3 * plan.dense.bytes
 
 
-def test_a_captured_layer_spares_its_own_product():
-    product = 2 * 256 * 256 * 32
+@pytest.mark.parametrize("rows", [4, 32])
+def test_a_captured_layer_spares_its_own_product(rows):
+    spared, products = 2 * 256 * 256 * max(rows, 16), replace(FREE, products=1.0)  # of few rows it takes no less
     for workers in (2, 4):
-        plan = linear(256, 256, workers=workers, rows=32, compressor="dad")
-        assert predict(plan, SLOW, replace(FREE, products=1.0)).compute == workers * product
-        assert predict(plan, SLOW, replace(FREE, torch_products=1.0)).compute == -product
+        dad = linear(256, 256, workers=workers, rows=rows, compressor="dad")
+        ranked = linear(
+            256, 256, workers=workers, rows=rows, compressor="rank_dad", policy={"kind": "fixed", "rank": 32}
+        )
+        assert predict(dad, SLOW, products).compute == workers * 2 * 256 * 256 * rows
+        assert predict(ranked, SLOW, products).compute == workers * 2 * 256 * 256 * 32
+        for plan in (dad, ranked):
+            assert predict(plan, SLOW, replace(FREE, torch_products=1.0)).compute == -spared
 
 
 def test_methods_of_ones_own_take_two_passes_and_say_otherwise():

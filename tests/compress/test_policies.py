@@ -284,6 +284,11 @@ class TestSharing:
         )
         assert sum(option.lost for option in shared.chosen) == pytest.approx(best, abs=1e-9)
 
+    def test_roundoff_joins_no_steps(self):
+        a = [Option(1, 1, 5.0), Option(2, 2, 1.0), Option(3, 3, 0.0)]
+        b = [Option(1, 1, 8.0), Option(2, 2, 4 + 4e-15), Option(3, 3, 0.0)]  # the second column gains a little more
+        assert [option.rank for option in share([a, b], 4).chosen] == [2, 2]
+
     def test_too_little(self):
         with pytest.raises(ValueError, match="the least is 7"):
             share([[Option(1, 3, 1.0)], [Option(1, 4, 1.0)]], 6)
