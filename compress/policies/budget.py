@@ -21,8 +21,7 @@ class BudgetPolicy(Policy):
 
     - *lag*: ⟨G, E⟩, E the residual that error feedback comes to rest at (`steady_lags`): to first order it is what
       the loss lacks, since the weights of error feedback are E behind those that all gradients had been delivered
-      to (Karimireddy et al. 2019, arXiv 1901.09847). Where it is least, the next direction to be sent is as large
-      for its bytes in all matrices.
+      to (Karimireddy et al. 2019, arXiv 1901.09847).
     - *error*: Σ_{i>r} σ_i², what one step leaves out. So the problem is that of L-GreCo (Markov et al. 2023,
       arXiv 2210.17357) turned round: theirs is the least bytes for an error. For methods without error feedback.
 
